@@ -1,0 +1,5 @@
+/** Combinations of adapters, as pure functions. */
+@NullMarked
+package org.lora4j.combine;
+
+import org.jspecify.annotations.NullMarked;
