@@ -2,6 +2,7 @@ package org.lora4j.ops;
 
 import java.util.Arrays;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 
 /** Small helpers for LibTorch tensor handles. */
 public final class Tensors {
@@ -20,9 +21,14 @@ public final class Tensors {
         return shape;
     }
 
+    /** The type of a tensor's elements; unlike {@code scalar_type()}, safe to compare with {@code ==}. */
+    public static ScalarType type(Tensor tensor) {
+        return tensor.scalar_type().intern();
+    }
+
     /** Type and shape for an error message, such as {@code Float[3, 4]}. */
     public static String describe(Tensor tensor) {
-        return tensor.defined() ? tensor.scalar_type() + Arrays.toString(shape(tensor)) : "undefined";
+        return tensor.defined() ? type(tensor) + Arrays.toString(shape(tensor)) : "undefined";
     }
 
     /**
