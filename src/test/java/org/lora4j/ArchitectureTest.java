@@ -118,7 +118,9 @@ class ArchitectureTest {
                 }
             }
         }
-        assertThat(unmarked).as("files whose package-info.java lacks @NullMarked").isEmpty();
+        assertThat(unmarked)
+                .as("files whose package-info.java lacks @NullMarked")
+                .isEmpty();
     }
 
     private static List<Path> sources() throws IOException {
