@@ -1,8 +1,8 @@
 """Writes the golden files under src/test/resources/golden with the libraries pinned in requirements.txt.
 
     python generate.py                      everything
-    python generate.py --only models        one part: models, toys
-    python generate.py --only qwen3   one or more cases by name
+    python generate.py --only models        one part: models, toys, adapters
+    python generate.py --only llama_basic   one or more cases by name
     python generate.py --check              writes to a temporary folder and compares it byte for byte with the tree
 """
 
@@ -20,12 +20,14 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 
 def parts() -> dict:
+    import adapters
     import models
     import toybases
 
     return {
         "models": (list(models.MODELS) + list(models.EDITED), models.generate),
         "toys": (list(toybases.NAMES), toybases.generate),
+        "adapters": (list(adapters.CASES), adapters.generate),
     }
 
 
@@ -39,15 +41,15 @@ def write(target: Path, only: list[str] | None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     os.chdir(target)
     todo = parts()
-    known = set(todo) | {name for names, _ in todo.values() for name in names}
+    known = set(todo) | {Path(name).name for names, _ in todo.values() for name in names}
     unknown = set(only or ()) - known
     if unknown:
         sys.exit(f"--only: unknown {sorted(unknown)}; known: {sorted(known)}")
     for part, (names, generate) in todo.items():
         for name in names:
-            if not only or part in only or name in only:
+            if not only or part in only or Path(name).name in only:
                 generate(name)
-                print(f"{part}/{name}", flush=True)
+                print(f"{part}: {Path(name).name}", flush=True)
     write_versions()
 
 
