@@ -68,7 +68,8 @@ LLM = {
         "ranks and alphas by regular expression: anchored, dotted, alternatives; alpha does not follow the rank",
         Q0, "model.layers.1.self_attn.q_proj.weight", DOWN1,
         target_modules=ATTENTION + ["down_proj"],
-        rank_pattern={"^model.layers.1.self_attn.q_proj": 2, "k_proj": 6, "mlp.down_proj": 3, r".*\.0\..*(v|o)_proj": 1},
+        rank_pattern={"^model.layers.1.self_attn.q_proj": 2, "k_proj": 6, "mlp.down_proj": 3,
+                      r".*\.0\..*(v|o)_proj": 1},
         alpha_pattern={"^model.layers.1.self_attn.q_proj": 5, r"layers\.2\..*_proj": 9, "o_proj": 2.5},
     ),
     "llama_pattern_order": llm(
@@ -114,7 +115,8 @@ LLM = {
     "llama_layers_exact_name": llm(
         "llama", "a full name is a target whatever layers_to_transform says", Q0,
         "model.layers.2.self_attn.v_proj.weight",
-        target_modules=["model.layers.0.self_attn.q_proj", "v_proj"], layers_to_transform=[2], layers_pattern=["layers"],
+        target_modules=["model.layers.0.self_attn.q_proj", "v_proj"],
+        layers_to_transform=[2], layers_pattern=["layers"],
     ),
     "llama_all_linear": llm(
         "llama", "all-linear; PEFT saves 21 names as their shortest suffixes", Q0, DOWN1, target_modules="all-linear",
@@ -220,7 +222,8 @@ LLM = {
     ),
     "llama_bf16_embedding": llm(
         "llama_bf16", "a float32 embedding adapter on a bfloat16 base", "model.embed_tokens.weight",
-        target_modules=["embed_tokens", "q_proj"], case=dict(dtype="bfloat16", roundings=2, deviations=(HALF_EMBEDDING,)),
+        target_modules=["embed_tokens", "q_proj"],
+        case=dict(dtype="bfloat16", roundings=2, deviations=(HALF_EMBEDDING,)),
     ),
     "llama_config_first": llm(
         "llama", "adapter_config.json with the keys of PEFT's first release only", Q0, case=dict(edit=_first_release),

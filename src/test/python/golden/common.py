@@ -33,6 +33,14 @@ def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_table(path: Path, tables: dict) -> None:
+    """Named lists of rows, one row to a line."""
+    parts = []
+    for name, rows in tables.items():
+        parts.append(f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def read_json(path: Path):
     return json.loads(path.read_text())
 
@@ -43,7 +51,7 @@ def write_tensors(path: Path, tensors: dict) -> None:
 
 
 def load_base(base: str, dtype: torch.dtype = torch.float32):
-    """The base model at a path relative to the golden folder (the working directory): `models/x` or `toys/x.safetensors`."""
+    """The base at a path in the golden folder (the working directory): `models/x` or `toys/x.safetensors`."""
     if base.startswith("toys/"):
         model = toys.TOYS[Path(base).stem]()
         model.load_state_dict(load_file(base))

@@ -1,7 +1,7 @@
 """Writes the golden files under src/test/resources/golden with the libraries pinned in requirements.txt.
 
     python generate.py                      everything
-    python generate.py --only models        one part: models, toys, adapters
+    python generate.py --only models        one part: models, toys, adapters, matching
     python generate.py --only llama_basic   one or more cases by name
     python generate.py --check              writes to a temporary folder and compares it byte for byte with the tree
 """
@@ -21,6 +21,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 def parts() -> dict:
     import adapters
+    import matching
     import models
     import toybases
 
@@ -28,10 +29,12 @@ def parts() -> dict:
         "models": (list(models.MODELS) + list(models.EDITED), models.generate),
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
+        "matching": (["matching"], matching.generate),
     }
 
 
-def write(target: Path, only: list[str] | None) -> None:
+def prepare(target: Path) -> None:
+    """One thread, deterministic kernels, and the target as the working directory: base models are found there."""
     import torch
     import transformers
 
@@ -40,6 +43,10 @@ def write(target: Path, only: list[str] | None) -> None:
     transformers.utils.logging.set_verbosity_error()
     target.mkdir(parents=True, exist_ok=True)
     os.chdir(target)
+
+
+def write(target: Path, only: list[str] | None) -> None:
+    prepare(target)
     todo = parts()
     known = set(todo) | {Path(name).name for names, _ in todo.values() for name in names}
     unknown = set(only or ()) - known
@@ -76,9 +83,14 @@ def check() -> None:
     sys.exit(1 if bad else 0)
 
 
-def main() -> None:
+def fix_environment() -> None:
+    """Starts this script again where the hash seed and the hub's settings are not the ones wanted."""
     if any(os.environ.get(k) != v for k, v in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+
+
+def main() -> None:
+    fix_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME")
     parser.add_argument("--check", action="store_true")

@@ -74,7 +74,8 @@ MODELS = {
         "biases on every projection",
     ),
     "llama_head_dim": Model(
-        LlamaConfig(**common(num_hidden_layers=2, hidden_size=21, num_attention_heads=3, num_key_value_heads=1, head_dim=10)),
+        LlamaConfig(**common(num_hidden_layers=2, hidden_size=21, num_attention_heads=3, num_key_value_heads=1,
+                             head_dim=10)),
         "odd hidden size, head_dim given and unequal to hidden_size / heads, one key-value head",
     ),
     "llama_bf16": Model(
@@ -153,7 +154,7 @@ def _with_theta(config: dict) -> dict:
 
 # Same weights as another model under a config.json edited by hand: name -> (source, edit, text, logits must agree).
 EDITED = {
-    "llama3_rope_old": ("llama3_rope", _llama3_old, "rope_theta and rope_scaling as written before transformers 5", True),
+    "llama3_rope_old": ("llama3_rope", _llama3_old, "rope_theta and rope_scaling as before transformers 5", True),
     "llama_config_old": ("llama", old_rope, "rope_theta at the top, rope_scaling null, torch_dtype", True),
     "llama_config_minimal": ("llama", _minimal, "every key with a default left out", True),
     "llama_theta": ("llama", _with_theta, "rope_theta 321.5 in rope_parameters: other logits than llama", False),
