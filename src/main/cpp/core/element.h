@@ -1,0 +1,87 @@
+// Element arithmetic, the same on CPU and CUDA: conversions, and the definition of both operations for one element.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define L4_HD __host__ __device__
+#else
+#define L4_HD
+#endif
+
+// Internal linkage: files compiled for different instruction sets must not share one copy.
+#define L4_INLINE static inline L4_HD
+
+namespace lora4j {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+L4_INLINE int64_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+L4_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+L4_INLINE float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+L4_INLINE float bf16_to_f32(uint16_t bits) { return float_of(static_cast<uint32_t>(bits) << 16); }
+
+L4_INLINE uint16_t f32_to_bf16(float value) {
+  uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+L4_INLINE float f16_to_f32(uint16_t half) {
+  uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  uint32_t rest = half & 0x7fffu;
+  if (rest >= 0x7c00u) return float_of(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  if (rest >= 0x0400u) return float_of(sign | ((rest << 13) + 0x38000000u));
+  float magnitude = static_cast<float>(rest) * 5.9604644775390625e-8f;  // 2^-24, exact
+  return float_of(sign | bits_of(magnitude));
+}
+
+L4_INLINE uint16_t f32_to_f16(float value) {
+  uint32_t bits = bits_of(value);
+  uint32_t sign = (bits >> 16) & 0x8000u;
+  uint32_t rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return 0x7e00;
+  if (rest >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above round to infinity
+  if (rest >= 0x38800000u) {
+    uint32_t rounded = rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u);
+    return static_cast<uint16_t>(sign | (rounded >> 13));
+  }
+  if (rest < 0x33000000u) return static_cast<uint16_t>(sign);  // below 2^-25
+  uint32_t shift = 126u - (rest >> 23);                         // to a multiple of 2^-24
+  uint32_t mantissa = (rest & 0x7fffffu) | 0x800000u;
+  uint32_t quotient = mantissa >> shift;
+  uint32_t remainder = mantissa & ((1u << shift) - 1u);
+  uint32_t half = 1u << (shift - 1u);
+  if (remainder > half || (remainder == half && (quotient & 1u))) quotient++;
+  return static_cast<uint16_t>(sign | quotient);
+}
+
+L4_INLINE float canonical(float value) { return value == value ? value : float_of(0x7fc00000u); }
+
+L4_INLINE float load(const void* data, int64_t index, DType type) {
+  if (type == DType::f32) return static_cast<const float*>(data)[index];
+  uint16_t bits = static_cast<const uint16_t*>(data)[index];
+  return type == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+L4_INLINE void store(void* data, int64_t index, DType type, float value) {
+  if (type == DType::f32) {
+    static_cast<float*>(data)[index] = canonical(value);
+  } else {
+    static_cast<uint16_t*>(data)[index] = type == DType::bf16 ? f32_to_bf16(value) : f32_to_f16(value);
+  }
+}
+
+}  // namespace lora4j

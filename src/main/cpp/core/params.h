@@ -1,0 +1,51 @@
+// The operations' arguments after checking: plain structs, strides in elements.
+#pragma once
+
+#include <cstdint>
+
+#include "core/element.h"
+
+namespace lora4j {
+
+struct Matrix {
+  void* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  int64_t col_stride;
+  DType type;
+
+  L4_HD float at(int64_t i, int64_t j) const { return load(data, i * row_stride + j * col_stride, type); }
+  L4_HD void set(int64_t i, int64_t j, float value) const { store(data, i * row_stride + j * col_stride, type, value); }
+  L4_HD Matrix transposed() const { return {data, cols, rows, col_stride, row_stride, type}; }
+};
+
+struct LowRank {
+  Matrix a;  // (rank, in)
+  Matrix b;  // (out, rank)
+  float scale;
+
+  L4_HD int64_t rank() const { return a.rows; }
+};
+
+struct MergeParams {
+  Matrix w;
+  const LowRank* updates;
+  int64_t count;
+};
+
+struct LowRankUpdateParams {
+  Matrix y;
+  Matrix x;
+  const int32_t* rows;
+  const LowRank* adapters;
+  int64_t count;
+};
+
+struct Place {
+  int device;
+  int ordinal;
+  void* stream;
+};
+
+}  // namespace lora4j

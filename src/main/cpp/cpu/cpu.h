@@ -1,0 +1,12 @@
+// The CPU back end: both operations, spread over threads.
+#pragma once
+
+#include "core/params.h"
+
+namespace lora4j {
+
+// False if scratch memory ran out; then the output is as it was.
+bool merge_cpu(const MergeParams& params, int threads);
+bool low_rank_update_cpu(const LowRankUpdateParams& params, int threads);
+
+}  // namespace lora4j

@@ -1,0 +1,264 @@
+// The CPU kernels, for the instruction set that L4_ISA names. Only names with internal linkage and the one function
+// at the end: an inline function shared with other files could be taken from here by the linker, on any CPU.
+#include "cpu/kernels.h"
+
+#if L4_ISA == 512
+#include "cpu/simd_avx512.h"
+#define L4_KERNELS avx512_kernels
+#define L4_NAME "avx512"
+#elif L4_ISA == 2
+#include "cpu/simd_avx2.h"
+#define L4_KERNELS avx2_kernels
+#define L4_NAME "avx2"
+#else
+#include "cpu/simd_plain.h"
+#define L4_KERNELS plain_kernels
+#define L4_NAME "plain"
+#endif
+
+#define L4_UNROLL _Pragma("GCC unroll 16")
+
+namespace lora4j {
+namespace {
+
+using V = Simd::V;
+constexpr int width = Simd::width;
+constexpr int vectors = Simd::tile_vectors;
+constexpr int tile_cols = width * vectors;
+constexpr int lane_vectors = dot_lanes / width;
+
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <DType T>
+void pack_left_as(const Matrix& b, int64_t row, int64_t count, float* out) {
+  for (int64_t first = 0; first < count; first += tile_rows) {
+    int64_t rows = min_of(tile_rows, count - first);
+    for (int64_t m = 0; m < rows; m++) {
+      int64_t index = (row + first + m) * b.row_stride;
+      for (int64_t k = 0; k < b.cols; k++) out[k * tile_rows + m] = load(b.data, index + k * b.col_stride, T);
+    }
+    out += b.cols * tile_rows;
+  }
+}
+
+template <DType T>
+void pack_right_as(const Matrix& a, int64_t col, int64_t count, float* out) {
+  for (int64_t first = 0; first < count; first += tile_cols) {
+    int64_t cols = min_of(tile_cols, count - first);
+    int64_t index = (col + first) * a.col_stride;
+    if (a.col_stride == 1 && cols == tile_cols) {
+      for (int64_t k = 0; k < a.rows; k++) {
+        L4_UNROLL for (int n = 0; n < vectors; n++) {
+          Simd::keep(out + k * tile_cols + n * width, Simd::load<T>(a.data, index + k * a.row_stride + n * width));
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < tile_cols; j++) {
+        for (int64_t k = 0; k < a.rows; k++) {
+          out[k * tile_cols + j] = j < cols ? load(a.data, index + k * a.row_stride + j * a.col_stride, T) : 0.0f;
+        }
+      }
+    }
+    out += a.rows * tile_cols;
+  }
+}
+
+// One register tile: m rows, tile_cols columns. Values pass through the buffer between panels, and at both ends when
+// the target's columns are not one full contiguous tile.
+template <int m, DType T>
+void tile(const Block& block, int64_t tile_row, int64_t tile_col, const int64_t* index, bool direct, float* buffer) {
+  for (int64_t u = 0; u < block.panel_count; u++) {
+    const Panel& panel = block.panels[u];
+    const float* left = panel.left + tile_row * panel.rank * tile_rows;
+    const float* right = panel.right + tile_col * panel.rank * tile_cols;
+    V sum[m][vectors];
+    L4_UNROLL for (int i = 0; i < m; i++) {
+      L4_UNROLL for (int n = 0; n < vectors; n++) sum[i][n] = Simd::zero();
+    }
+    for (int64_t k = 0; k < panel.rank; k++) {
+      V a[vectors];
+      L4_UNROLL for (int n = 0; n < vectors; n++) a[n] = Simd::load<DType::f32>(right, k * tile_cols + n * width);
+      L4_UNROLL for (int i = 0; i < m; i++) {
+        V b = Simd::broadcast(left[k * tile_rows + i]);
+        L4_UNROLL for (int n = 0; n < vectors; n++) sum[i][n] = Simd::fma(b, a[n], sum[i][n]);
+      }
+    }
+    V scale = Simd::broadcast(panel.scale);
+    bool from_target = direct && u == 0;
+    bool to_target = direct && u == block.panel_count - 1;
+    L4_UNROLL for (int i = 0; i < m; i++) {
+      L4_UNROLL for (int n = 0; n < vectors; n++) {
+        float* kept = buffer + i * tile_cols + n * width;
+        V w = from_target ? Simd::load<T>(block.target.data, index[i] + n * width) : Simd::load<DType::f32>(kept, 0);
+        w = Simd::fma(scale, sum[i][n], w);
+        if (to_target) {
+          Simd::store<T>(block.target.data, index[i] + n * width, w);
+        } else {
+          Simd::keep(kept, w);
+        }
+      }
+    }
+  }
+}
+
+template <DType T>
+void block_as(const Block& block) {
+  alignas(64) float buffer[tile_rows * tile_cols] = {};
+  const Matrix& target = block.target;
+  for (int64_t first = 0; first < block.row_count; first += tile_rows) {
+    int64_t rows = min_of(tile_rows, block.row_count - first);
+    for (int64_t j = 0; j < block.col_count; j += tile_cols) {
+      int64_t cols = min_of(tile_cols, block.col_count - j);
+      bool direct = target.col_stride == 1 && cols == tile_cols;
+      int64_t index[tile_rows];
+      for (int64_t i = 0; i < rows; i++) {
+        int64_t row = block.row_numbers ? block.row_numbers[first + i] : block.row + first + i;
+        index[i] = row * target.row_stride + (block.col + j) * target.col_stride;
+        for (int64_t n = 0; n < cols && !direct; n++) {
+          buffer[i * tile_cols + n] = load(target.data, index[i] + n * target.col_stride, T);
+        }
+      }
+      switch (rows) {
+        case 1: tile<1, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+        case 2: tile<2, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+        case 3: tile<3, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+        case 4: tile<4, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+        case 5: tile<5, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+        default: tile<6, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
+      }
+      for (int64_t i = 0; i < rows && !direct; i++) {
+        for (int64_t n = 0; n < cols; n++) {
+          store(target.data, index[i] + n * target.col_stride, T, buffer[i * tile_cols + n]);
+        }
+      }
+    }
+  }
+}
+
+float tree_sum(float* lane) {
+  for (int64_t half = dot_lanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; j++) lane[j] += lane[j + half];
+  }
+  return lane[0];
+}
+
+// The last elements of a row, padded with zeros to one per lane.
+template <DType T>
+void tail_of(const void* data, int64_t index, int64_t count, float* out) {
+  for (int64_t j = 0; j < dot_lanes; j++) out[j] = j < count ? load(data, index + j, T) : 0.0f;
+}
+
+// Dot products of `ranks` rows of A with `rows` rows of x at once. Each has its own chains, so how many run together
+// does not change a bit.
+template <int ranks, int rows, DType TA, DType TX>
+void dot_tile(const DotBlock& block, int64_t rank, int64_t row) {
+  int64_t a_index[ranks];
+  int64_t x_index[rows];
+  for (int k = 0; k < ranks; k++) a_index[k] = (rank + k) * block.a.row_stride;
+  for (int t = 0; t < rows; t++) x_index[t] = block.row_numbers[row + t] * block.x.row_stride;
+  V sum[ranks][rows][lane_vectors];
+  L4_UNROLL for (int k = 0; k < ranks; k++) {
+    L4_UNROLL for (int t = 0; t < rows; t++) {
+      L4_UNROLL for (int n = 0; n < lane_vectors; n++) sum[k][t][n] = Simd::zero();
+    }
+  }
+  int64_t cols = block.a.cols;
+  int64_t i = 0;
+  for (; i + dot_lanes <= cols; i += dot_lanes) {
+    L4_UNROLL for (int n = 0; n < lane_vectors; n++) {
+      V x[rows];
+      L4_UNROLL for (int t = 0; t < rows; t++) x[t] = Simd::load<TX>(block.x.data, x_index[t] + i + n * width);
+      L4_UNROLL for (int k = 0; k < ranks; k++) {
+        V a = Simd::load<TA>(block.a.data, a_index[k] + i + n * width);
+        L4_UNROLL for (int t = 0; t < rows; t++) sum[k][t][n] = Simd::fma(a, x[t], sum[k][t][n]);
+      }
+    }
+  }
+  alignas(64) float a_tail[ranks][dot_lanes];
+  alignas(64) float x_tail[rows][dot_lanes];
+  if (i < cols) {
+    for (int k = 0; k < ranks; k++) tail_of<TA>(block.a.data, a_index[k] + i, cols - i, a_tail[k]);
+    for (int t = 0; t < rows; t++) tail_of<TX>(block.x.data, x_index[t] + i, cols - i, x_tail[t]);
+    L4_UNROLL for (int n = 0; n < lane_vectors; n++) {
+      L4_UNROLL for (int k = 0; k < ranks; k++) {
+        V a = Simd::load<DType::f32>(a_tail[k], n * width);
+        L4_UNROLL for (int t = 0; t < rows; t++) {
+          sum[k][t][n] = Simd::fma(a, Simd::load<DType::f32>(x_tail[t], n * width), sum[k][t][n]);
+        }
+      }
+    }
+  }
+  for (int k = 0; k < ranks; k++) {
+    for (int t = 0; t < rows; t++) {
+      alignas(64) float lane[dot_lanes];
+      L4_UNROLL for (int n = 0; n < lane_vectors; n++) Simd::keep(lane + n * width, sum[k][t][n]);
+      int64_t at = row + t;
+      block.v[(at / tile_rows * block.a.rows + rank + k) * tile_rows + at % tile_rows] = tree_sum(lane);
+    }
+  }
+}
+
+template <int ranks, DType TA, DType TX>
+void dot_rows_as(const DotBlock& block, int64_t rank) {
+  int64_t end = block.row + block.row_count;
+  int64_t t = block.row;
+  for (; t + Simd::dot_rows <= end; t += Simd::dot_rows) dot_tile<ranks, Simd::dot_rows, TA, TX>(block, rank, t);
+  for (; t < end; t++) dot_tile<ranks, 1, TA, TX>(block, rank, t);
+}
+
+template <DType TA, DType TX>
+void dot_as(const DotBlock& block) {
+  int64_t end = block.rank + block.rank_count;
+  int64_t k = block.rank;
+  for (; k + Simd::dot_ranks <= end; k += Simd::dot_ranks) dot_rows_as<Simd::dot_ranks, TA, TX>(block, k);
+  for (; k < end; k++) dot_rows_as<1, TA, TX>(block, k);
+}
+
+template <DType TA>
+void dot_x(const DotBlock& block) {
+  switch (block.x.type) {
+    case DType::f32: dot_as<TA, DType::f32>(block); break;
+    case DType::bf16: dot_as<TA, DType::bf16>(block); break;
+    case DType::f16: dot_as<TA, DType::f16>(block); break;
+  }
+}
+
+void dot(const DotBlock& block) {
+  switch (block.a.type) {
+    case DType::f32: dot_x<DType::f32>(block); break;
+    case DType::bf16: dot_x<DType::bf16>(block); break;
+    case DType::f16: dot_x<DType::f16>(block); break;
+  }
+}
+
+void pack_left(const Matrix& b, int64_t row, int64_t count, float* out) {
+  switch (b.type) {
+    case DType::f32: pack_left_as<DType::f32>(b, row, count, out); break;
+    case DType::bf16: pack_left_as<DType::bf16>(b, row, count, out); break;
+    case DType::f16: pack_left_as<DType::f16>(b, row, count, out); break;
+  }
+}
+
+void pack_right(const Matrix& a, int64_t col, int64_t count, float* out) {
+  switch (a.type) {
+    case DType::f32: pack_right_as<DType::f32>(a, col, count, out); break;
+    case DType::bf16: pack_right_as<DType::bf16>(a, col, count, out); break;
+    case DType::f16: pack_right_as<DType::f16>(a, col, count, out); break;
+  }
+}
+
+void block(const Block& block) {
+  switch (block.target.type) {
+    case DType::f32: block_as<DType::f32>(block); break;
+    case DType::bf16: block_as<DType::bf16>(block); break;
+    case DType::f16: block_as<DType::f16>(block); break;
+  }
+}
+
+const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot};
+
+}  // namespace
+
+const Kernels* L4_KERNELS() { return &table; }
+
+}  // namespace lora4j

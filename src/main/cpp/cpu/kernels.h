@@ -1,0 +1,69 @@
+// What one instruction set provides: packing, one block of both operations' outer product, and the dot products.
+// kernels.cpp is compiled once per instruction set; everything else is compiled once.
+#pragma once
+
+#include <cstdint>
+
+#include "core/params.h"
+
+namespace lora4j {
+
+// Rows of a register tile: left factors are packed as [tile][k][tile_rows], right ones as [tile][k][tile_cols].
+constexpr int64_t tile_rows = 6;
+
+// Chains of a dot product; lane j sums elements j, j + 16, j + 32, ...
+constexpr int64_t dot_lanes = 16;
+
+struct Panel {
+  const float* left;
+  const float* right;
+  int64_t rank;
+  float scale;
+};
+
+// target[rows, cols] += sum over panels of scale * left right, in the order of lora4j.h.
+struct Block {
+  Matrix target;
+  const int32_t* row_numbers;  // null: rows row .. row + row_count - 1
+  int64_t row;
+  int64_t row_count;
+  int64_t col;
+  int64_t col_count;
+  const Panel* panels;
+  int64_t panel_count;
+};
+
+// v[t, k] = a[k, :] . x[row_numbers[t], :], for contiguous rows of a and x; v is packed like a left factor.
+struct DotBlock {
+  Matrix a;
+  Matrix x;
+  const int32_t* row_numbers;
+  int64_t row;  // first t
+  int64_t row_count;
+  int64_t rank;  // first k
+  int64_t rank_count;
+  float* v;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t tile_cols;
+  void (*pack_left)(const Matrix& b, int64_t row, int64_t count, float* out);
+  void (*pack_right)(const Matrix& a, int64_t col, int64_t count, float* out);
+  void (*block)(const Block& block);
+  void (*dot)(const DotBlock& block);
+};
+
+const Kernels* plain_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+
+// The kernels in use; chosen on first use, changed by set_kernels.
+const Kernels& kernels();
+
+// False if this build or CPU lacks the named instruction set; null names the best one.
+bool set_kernels(const char* name);
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace lora4j

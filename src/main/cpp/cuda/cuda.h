@@ -1,0 +1,16 @@
+// The CUDA back end. Without CUDA compiled, none of this exists.
+#pragma once
+
+#include "core/params.h"
+
+namespace lora4j {
+
+// Queue the work on the place's stream; the result is a cudaError_t as an int, with cuda_error_name for its text.
+int merge_cuda(const MergeParams& params, const Place& place);
+int low_rank_update_cuda(const LowRankUpdateParams& params, const Place& place);
+const char* cuda_error_name(int error);
+
+constexpr int64_t most_cuda_updates = 32;    // passed by value in the kernel's 4 KiB of parameters
+constexpr int64_t most_cuda_rank = 12288;    // one row's products in 48 KiB of shared memory
+
+}  // namespace lora4j

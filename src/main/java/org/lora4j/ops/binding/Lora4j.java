@@ -1,0 +1,71 @@
+package org.lora4j.ops.binding;
+
+import org.bytedeco.javacpp.Loader;
+import org.bytedeco.javacpp.annotation.Cast;
+import org.bytedeco.javacpp.annotation.Platform;
+import org.bytedeco.javacpp.annotation.Properties;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The functions of {@code lora4j.h}, one to one; the header says what they do.
+ *
+ * <p>Structures are passed as {@code long[]}, one element per 8-byte field: 6 for an {@code l4_matrix} (address, rows,
+ * columns, row stride, column stride, type), 13 for an {@code l4_low_rank} (A, B, the bits of the scale) and 3 for an
+ * {@code l4_place}. The caller keeps the memory behind the addresses alive.
+ */
+@Properties(value = @Platform(include = "lora4j/lora4j.h", library = "jnilora4j"))
+public final class Lora4j {
+    public static final int OK = 0;
+    public static final int BAD_ARGUMENT = 1;
+    public static final int UNSUPPORTED = 2;
+    public static final int FAILED = 3;
+
+    public static final int F32 = 0;
+    public static final int BF16 = 1;
+    public static final int F16 = 2;
+
+    public static final int CPU = 0;
+    public static final int CUDA = 1;
+
+    public static final int MATRIX_FIELDS = 6;
+    public static final int LOW_RANK_FIELDS = 2 * MATRIX_FIELDS + 1;
+
+    private Lora4j() {}
+
+    /**
+     * Loads the library of this platform; LibTorch must be loaded, so that both share one OpenMP.
+     *
+     * @throws UnsatisfiedLinkError if it is missing or does not link
+     */
+    public static void load() {
+        Loader.load(Lora4j.class);
+    }
+
+    public static native @Cast("const char*") String l4_version();
+
+    public static native @Cast("const char*") String l4_build_info();
+
+    public static native int l4_has_device(int device);
+
+    public static native @Cast("const char*") String l4_cpu_isa();
+
+    public static native int l4_set_cpu_isa(@Cast("const char*") @Nullable String name);
+
+    public static native int l4_set_threads(int threads);
+
+    public static native @Cast("const char*") String l4_last_error();
+
+    public static native int l4_merge(
+            @Cast("const l4_matrix*") long[] w,
+            @Cast("const l4_low_rank*") long[] updates,
+            @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_low_rank_update(
+            @Cast("const l4_matrix*") long[] y,
+            @Cast("const l4_matrix*") long[] x,
+            @Cast("const int32_t*") int[] rows,
+            @Cast("const l4_low_rank*") long[] adapters,
+            @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+}
