@@ -13,7 +13,8 @@ final class OtherFieldTypes {
 
     static void check(Map<String, @Nullable Object> fields) {
         for (String key : List.of("ensure_weight_tying", "lora_bias", "use_dora", "use_qalora")) {
-            require(fields, key, fields.get(key) instanceof Boolean, "must be true or false");
+            Object flag = fields.get(key);
+            require(fields, key, flag == null || flag instanceof Boolean, "must be true or false");
         }
         for (String key : List.of(
                 "arrow_config",
