@@ -70,7 +70,9 @@ public final class AdapterConfigJson {
         json.put("use_rslora", config.useRslora());
         json.put("fan_in_fan_out", config.fanInFanOut());
         json.put("init_lora_weights", config.initLoraWeights().jsonValue());
-        json.put("task_type", config.taskType() == null ? null : config.taskType().name());
+        json.put(
+                "task_type",
+                config.taskType() == null ? null : config.taskType().name());
         json.put("base_model_name_or_path", config.baseModelNameOrPath());
         json.put("revision", config.revision());
         json.put("inference_mode", config.inferenceMode());

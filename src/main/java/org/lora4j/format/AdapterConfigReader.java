@@ -34,8 +34,7 @@ final class AdapterConfigReader {
     private LoraConfig config() throws FormatException {
         Object type = json.remove("peft_type");
         if (!PEFT_TYPE.equals(type)) {
-            throw wrong(
-                    "peft_type", type, "only \"LORA\" is read; use an adapter that PEFT saved from a LoraConfig");
+            throw wrong("peft_type", type, "only \"LORA\" is read; use an adapter that PEFT saved from a LoraConfig");
         }
         LoraConfigBuilder b = LoraConfig.builder();
         try {

@@ -151,8 +151,7 @@ public final class SafetensorsFile implements Closeable {
         return (int) bytes;
     }
 
-    private static void readFully(FileChannel channel, Path path, ByteBuffer target, long position)
-            throws IOException {
+    private static void readFully(FileChannel channel, Path path, ByteBuffer target, long position) throws IOException {
         long at = position;
         while (target.hasRemaining()) {
             int count = channel.read(target, at);

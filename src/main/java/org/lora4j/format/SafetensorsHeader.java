@@ -109,8 +109,8 @@ record SafetensorsHeader(Map<String, String> metadata, Map<String, TensorInfo> t
                     Defect.SIZE_MISMATCH,
                     file,
                     tensor.name(),
-                    "needs " + bytes + " bytes as " + tensor.dtype() + " "
-                            + java.util.Arrays.toString(tensor.shape()) + " but its offsets give " + tensor.bytes(),
+                    "needs " + bytes + " bytes as " + tensor.dtype() + " " + java.util.Arrays.toString(tensor.shape())
+                            + " but its offsets give " + tensor.bytes(),
                     "check shape, type and offsets");
         }
     }

@@ -25,7 +25,6 @@ final class SafetensorsHeaderReader {
                     .build())
             .disable(TokenStreamFactory.Feature.CANONICALIZE_PROPERTY_NAMES)
             .disable(TokenStreamFactory.Feature.INTERN_PROPERTY_NAMES)
-            .disable(TokenStreamFactory.Feature.CHARSET_DETECTION)
             .build();
 
     final Map<String, String> metadata = new LinkedHashMap<>();
@@ -49,7 +48,7 @@ final class SafetensorsHeaderReader {
                     Defect.HEADER_NOT_UTF8,
                     "the header is not UTF-8 at byte " + invalid + "; get the file from its source again");
         }
-        try (JsonParser parser = FACTORY.createParser(ObjectReadContext.empty(), json)) {
+        try (JsonParser parser = FACTORY.createParser(ObjectReadContext.empty(), Utf8.reader(json))) {
             parser.nextToken();
             boolean hasMetadata = false;
             while (next(parser) != JsonToken.END_OBJECT) {

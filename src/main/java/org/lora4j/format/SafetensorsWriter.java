@@ -86,9 +86,7 @@ public final class SafetensorsWriter {
      */
     public void write(Path target) throws IOException {
         List<Entry> ordered = new ArrayList<>(entries.values());
-        ordered.sort(Comparator.comparing(Entry::dtype)
-                .reversed()
-                .thenComparing(Entry::name, JsonText.BY_CODE_POINT));
+        ordered.sort(Comparator.comparing(Entry::dtype).reversed().thenComparing(Entry::name, JsonText.BY_CODE_POINT));
         Map<String, TensorInfo> tensors = new LinkedHashMap<>();
         long offset = 0;
         for (Entry entry : ordered) {

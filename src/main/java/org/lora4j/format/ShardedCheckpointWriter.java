@@ -90,8 +90,7 @@ public final class ShardedCheckpointWriter {
                 shards.get(i).write(folder.resolve(shard));
                 written.add(folder.resolve(shard));
             }
-            String json =
-                    JsonText.of(Map.of("metadata", Map.of("total_size", total), "weight_map", weightMap)) + "\n";
+            String json = JsonText.of(Map.of("metadata", Map.of("total_size", total), "weight_map", weightMap)) + "\n";
             Path index = folder.resolve(ShardedCheckpoint.INDEX_FILE);
             ByteBuffer bytes = ByteBuffer.wrap(json.getBytes(StandardCharsets.UTF_8));
             AtomicFile.write(index, out -> SafetensorsWriter.writeFully(out, bytes));

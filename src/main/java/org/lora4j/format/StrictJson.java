@@ -34,7 +34,6 @@ public final class StrictJson {
             .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
             .disable(TokenStreamFactory.Feature.CANONICALIZE_PROPERTY_NAMES)
             .disable(TokenStreamFactory.Feature.INTERN_PROPERTY_NAMES)
-            .disable(TokenStreamFactory.Feature.CHARSET_DETECTION)
             .build();
 
     private StrictJson() {}
@@ -66,7 +65,7 @@ public final class StrictJson {
         if (invalid >= 0) {
             throw new FormatException(source + ": is not UTF-8 at byte " + invalid + "; write it again as UTF-8");
         }
-        try (JsonParser parser = FACTORY.createParser(ObjectReadContext.empty(), json)) {
+        try (JsonParser parser = FACTORY.createParser(ObjectReadContext.empty(), Utf8.reader(json))) {
             if (parser.nextToken() != JsonToken.START_OBJECT) {
                 throw new FormatException(source + ": must be one JSON object; check what it is");
             }

@@ -1,5 +1,8 @@
 package org.lora4j.format;
 
+import java.io.ByteArrayInputStream;
+import java.io.InputStreamReader;
+import java.io.Reader;
 import java.nio.ByteBuffer;
 import java.nio.CharBuffer;
 import java.nio.charset.CharsetDecoder;
@@ -9,6 +12,11 @@ import java.nio.charset.StandardCharsets;
 /** Checks that bytes are UTF-8, which a JSON parser alone takes less strictly. */
 final class Utf8 {
     private Utf8() {}
+
+    /** The characters of bytes that were checked. */
+    static Reader reader(byte[] bytes) {
+        return new InputStreamReader(new ByteArrayInputStream(bytes), StandardCharsets.UTF_8);
+    }
 
     /** The position of the first byte among {@code length} that is not UTF-8, or -1. */
     static int firstInvalid(byte[] bytes, int length) {

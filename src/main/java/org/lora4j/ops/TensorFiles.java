@@ -51,8 +51,7 @@ public final class TensorFiles {
      *
      * @throws IllegalArgumentException naming the tensor, if safetensors cannot hold it
      */
-    public static void write(Path file, Map<String, Tensor> tensors, Map<String, String> metadata)
-            throws IOException {
+    public static void write(Path file, Map<String, Tensor> tensors, Map<String, String> metadata) throws IOException {
         SafetensorsWriter writer = new SafetensorsWriter(metadata);
         for (Map.Entry<String, Tensor> entry : tensors.entrySet()) {
             String name = entry.getKey();
