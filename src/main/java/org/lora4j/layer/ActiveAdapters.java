@@ -1,0 +1,44 @@
+package org.lora4j.layer;
+
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Which adapters the layers of one model apply: the active ones, or on a thread that serves a mixed batch, one per
+ * row. Layers read it on every forward pass.
+ */
+public final class ActiveAdapters {
+    private volatile List<String> names = List.of();
+    private volatile boolean enabled = true;
+    private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
+
+    /** The active adapters, in the order in which their updates are added. */
+    public List<String> names() {
+        return names;
+    }
+
+    public void names(List<String> active) {
+        names = List.copyOf(active);
+    }
+
+    public boolean enabled() {
+        return enabled;
+    }
+
+    public void enabled(boolean enable) {
+        enabled = enable;
+    }
+
+    /** The adapters of the batch this thread is working on, or null if all rows use the active ones. */
+    public @Nullable RowAdapters rows() {
+        return rows.get();
+    }
+
+    public void rows(@Nullable RowAdapters batch) {
+        if (batch == null) {
+            rows.remove();
+        } else {
+            rows.set(batch);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+package org.lora4j.layer;
+
+import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.pytorch.Conv2dImpl;
+import org.bytedeco.pytorch.Conv2dOptions;
+import org.bytedeco.pytorch.DetailConv2dOptions;
+import org.bytedeco.pytorch.Tensor;
+
+/** A {@code Conv2dImpl} with adapters; see {@link Convolution} for the shapes. */
+public final class LoraConv2d extends Conv2dImpl implements LoraLayer {
+    private final Conv2dImpl original;
+    private final LayerAdapters adapters;
+
+    public LoraConv2d(Conv2dImpl original, String path, ActiveAdapters active) {
+        super((Pointer) original);
+        this.original = original;
+        this.adapters = new LayerAdapters(path, active);
+    }
+
+    @Override
+    public Conv2dImpl original() {
+        return original;
+    }
+
+    @Override
+    public String type() {
+        return "lora.Conv2d";
+    }
+
+    @Override
+    public LayerAdapters adapters() {
+        return adapters;
+    }
+
+    @Override
+    public boolean isMatrix() {
+        return false;
+    }
+
+    @Override
+    public Tensor matrix(Tensor weight) {
+        return Convolution.matrix(path(), weight, options().groups().get());
+    }
+
+    @Override
+    public Tensor forward(Tensor x) {
+        return adapters.forward(this, x, super.forward(x));
+    }
+
+    @Override
+    public Tensor delta(LoraWeights weights, Tensor x) {
+        Conv2dImpl down = weights.down() instanceof Conv2dImpl known ? known : down(weights);
+        return Convolution.up(
+                down.forward(x), weights.b(), 2, options().groups().get());
+    }
+
+    @Override
+    public long[] shapeA(int rank) {
+        return Convolution.shapeA(weight(), rank, options().groups().get());
+    }
+
+    @Override
+    public long[] shapeB(int rank) {
+        return Convolution.shapeB(path(), weight(), rank, options().groups().get());
+    }
+
+    /** The convolution with A: like the base in stride, padding and dilation, but to r channels and in one group. */
+    private Conv2dImpl down(LoraWeights weights) {
+        DetailConv2dOptions base = options();
+        Conv2dOptions options = new Conv2dOptions(base.in_channels().get(), weights.rank(), base.kernel_size());
+        for (int i = 0; i < 2; i++) {
+            options.stride().put(i, base.stride().get(i));
+            options.dilation().put(i, base.dilation().get(i));
+        }
+        options.padding().put(base.padding());
+        options.padding_mode().put(base.padding_mode());
+        options.bias().put(false);
+        Conv2dImpl down = new Conv2dImpl(options);
+        down.weight(weights.a());
+        weights.down(down);
+        return down;
+    }
+}

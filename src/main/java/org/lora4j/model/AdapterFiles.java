@@ -1,0 +1,144 @@
+package org.lora4j.model;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeSet;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Tensor;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.format.AdapterConfigJson;
+import org.lora4j.layer.Adapter;
+import org.lora4j.layer.LoraEmbedding;
+import org.lora4j.layer.LoraLayer;
+import org.lora4j.ops.MappedTensors;
+import org.lora4j.ops.TensorFiles;
+import org.lora4j.ops.Tensors;
+
+/**
+ * An adapter in a folder, as PEFT 0.21 writes it: {@code adapter_config.json} and {@code adapter_model.safetensors}, whose
+ * keys are the paths of the base model behind {@code base_model.model.} and carry no adapter name.
+ */
+final class AdapterFiles {
+    static final String TENSORS = "adapter_model.safetensors";
+
+    private static final String PREFIX = "base_model.model.";
+
+    private AdapterFiles() {}
+
+    static LoraConfig readConfig(Path folder) throws IOException {
+        return AdapterConfigJson.read(folder.resolve(AdapterConfigJson.FILE_NAME));
+    }
+
+    /** Writes an adapter; each file is replaced in a single step, the configuration last. */
+    static void write(Path folder, Adapter adapter, Map<String, LoraLayer> layers) throws IOException {
+        Files.createDirectories(folder);
+        try (PointerScope scope = new PointerScope()) {
+            Map<String, Tensor> tensors = new LinkedHashMap<>();
+            adapter.weights().forEach((path, weights) -> {
+                LoraLayer layer = layers.get(path);
+                if (layer != null) {
+                    tensors.put(keyA(layer), weights.a().detach());
+                    tensors.put(keyB(layer), weights.b().detach());
+                }
+            });
+            adapter.saved()
+                    .forEach((path, saved) ->
+                            tensors.put(savedKey(path, adapter), saved.value().detach()));
+            TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
+        }
+        LoraConfig config = adapter.config().toBuilder()
+                .inferenceMode(true)
+                .peftVersion(LoraConfig.PEFT_VERSION)
+                .build();
+        AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), config);
+    }
+
+    /**
+     * The values of an adapter by key of the file, checked against what the model expects. The tensors belong to the
+     * caller's scope.
+     *
+     * @param layers the layers the configuration means
+     * @param saved the parameters it keeps copies of
+     * @param base all parameters of the base model; a file may repeat some of them unchanged
+     * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
+     */
+    static Map<String, Tensor> read(
+            Path folder,
+            LoraConfig config,
+            Map<String, LoraLayer> layers,
+            Map<String, Tensor> saved,
+            Map<String, Tensor> base)
+            throws IOException {
+        Map<String, long[]> expected = new LinkedHashMap<>();
+        layers.forEach((path, layer) -> {
+            int rank = config.rankFor(path);
+            expected.put(keyA(layer), layer.shapeA(rank));
+            expected.put(keyB(layer), layer.shapeB(rank));
+        });
+        saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
+        Path file = folder.resolve(TENSORS);
+        Map<String, Tensor> values = new LinkedHashMap<>();
+        List<String> problems = new ArrayList<>();
+        try (MappedTensors tensors = TensorFiles.open(file)) {
+            for (String key : new TreeSet<>(expected.keySet())) {
+                if (!tensors.names().contains(key)) {
+                    problems.add("missing " + key);
+                }
+            }
+            for (String key : tensors.names()) {
+                Tensor value = tensors.tensor(key);
+                long[] shape = expected.get(key);
+                if (shape == null) {
+                    if (!repeatsBase(key, value, base)) {
+                        problems.add("unexpected " + key);
+                    }
+                } else if (!Arrays.equals(shape, Tensors.shape(value))) {
+                    problems.add(key + " is " + Tensors.describe(value) + ", expected " + Arrays.toString(shape));
+                } else {
+                    values.put(key, value);
+                }
+            }
+        }
+        if (!problems.isEmpty()) {
+            throw new IllegalArgumentException(file + " does not fit this model and " + AdapterConfigJson.FILE_NAME
+                    + ": load the base model it was made for. " + String.join("; ", problems));
+        }
+        return values;
+    }
+
+    static String keyA(LoraLayer layer) {
+        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_A" : ".lora_A.weight");
+    }
+
+    static String keyB(LoraLayer layer) {
+        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_B" : ".lora_B.weight");
+    }
+
+    static String savedKey(String path, java.util.Set<String> targets) {
+        int dot = path.lastIndexOf('.');
+        boolean wrapped = dot > 0 && targets.contains(path.substring(0, dot));
+        return PREFIX + (wrapped ? path.substring(0, dot) + ".base_layer" + path.substring(dot) : path);
+    }
+
+    private static String savedKey(String path, Adapter adapter) {
+        return savedKey(path, adapter.weights().keySet());
+    }
+
+    /** PEFT writes the embeddings of the base beside an adapter that targets one; equal to ours they mean nothing. */
+    private static boolean repeatsBase(String key, Tensor value, Map<String, Tensor> base) {
+        if (!key.startsWith(PREFIX)) {
+            return false;
+        }
+        Tensor own = base.get(key.substring(PREFIX.length()).replace(".base_layer.", "."));
+        return own != null
+                && own.scalar_type() == value.scalar_type()
+                && Arrays.equals(Tensors.shape(own), Tensors.shape(value))
+                && own.detach().equal(value);
+    }
+}

@@ -1,0 +1,203 @@
+package org.lora4j.model;
+
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.bytedeco.pytorch.Conv1dImpl;
+import org.bytedeco.pytorch.Conv2dImpl;
+import org.bytedeco.pytorch.Conv3dImpl;
+import org.bytedeco.pytorch.EmbeddingImpl;
+import org.bytedeco.pytorch.LinearImpl;
+import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.Tensor;
+import org.jspecify.annotations.Nullable;
+import org.lora4j.config.BiasMode;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.config.ModuleSelector;
+import org.lora4j.layer.ActiveAdapters;
+import org.lora4j.layer.HfConv1D;
+import org.lora4j.layer.LoraConv1d;
+import org.lora4j.layer.LoraConv2d;
+import org.lora4j.layer.LoraConv3d;
+import org.lora4j.layer.LoraEmbedding;
+import org.lora4j.layer.LoraHfConv1D;
+import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraLinear;
+import org.lora4j.ops.Tensors;
+
+/** Finds what a configuration means in one model, and puts layers with adapters there. */
+final class Injector {
+    private static final String OUTPUT_LAYER = "lm_head";
+
+    private final Module root;
+    private final ModuleTree tree;
+    private final ActiveAdapters active;
+    private final Map<String, LoraLayer> injected = new LinkedHashMap<>();
+
+    Injector(Module root, ActiveAdapters active) {
+        this.root = root;
+        this.tree = new ModuleTree(root);
+        this.active = active;
+    }
+
+    /** The dotted paths of all modules. */
+    Set<String> paths() {
+        return tree.paths();
+    }
+
+    /** The layers in place, in the order they were injected. */
+    Map<String, LoraLayer> injected() {
+        return injected;
+    }
+
+    /**
+     * The configuration with "all-linear" replaced by what it means here: every linear layer but the output layer.
+     *
+     * @throws IllegalArgumentException if the configuration names no targets or asks for another method than LoRA
+     */
+    LoraConfig resolve(LoraConfig config) {
+        Map<String, @Nullable Object> unsupported = config.nonDefaultUnsupported();
+        if (!unsupported.isEmpty()) {
+            throw new IllegalArgumentException("the configuration sets " + unsupported
+                    + ", which lora4j does not do yet: the adapter would compute something else");
+        }
+        if (config.targetModules() == null) {
+            throw new IllegalArgumentException(
+                    "LoraConfig.targetModules is not set: name the modules to adapt, such as " + someLinear());
+        }
+        if (!(config.targetModules() instanceof ModuleSelector.AllLinear)) {
+            return config;
+        }
+        List<String> linear = tree.paths().stream()
+                .filter(path -> !path.equals(OUTPUT_LAYER))
+                .filter(path -> isLinear(tree.object(path)))
+                .toList();
+        return config.toBuilder().targetModules(linear).build();
+    }
+
+    /**
+     * The layers a configuration means: those in place already, or new ones that are not injected yet.
+     *
+     * @throws IllegalArgumentException if there are none, or one is of a kind that cannot carry an adapter
+     */
+    Map<String, LoraLayer> targets(LoraConfig config) {
+        TargetMatcher matcher = new TargetMatcher(config);
+        Map<String, LoraLayer> targets = new LinkedHashMap<>();
+        boolean excluded = false;
+        for (String path : tree.paths()) {
+            TargetMatcher.Verdict verdict = matcher.verdict(path);
+            excluded |= verdict == TargetMatcher.Verdict.EXCLUDED;
+            if (verdict == TargetMatcher.Verdict.TARGET) {
+                LoraLayer known = injected.get(path);
+                targets.put(path, known == null ? newLayer(path) : known);
+            }
+        }
+        boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
+                && names.names().isEmpty();
+        if (targets.isEmpty() && !selectsNothing) {
+            throw new IllegalArgumentException("targetModules " + config.targetModules() + " match no module"
+                    + (excluded ? " that excludeModules and modulesToSave leave" : "")
+                    + (config.layersToTransform().isEmpty() ? "" : " in layers " + config.layersToTransform())
+                    + ": this model has, among others, " + someLinear());
+        }
+        return targets;
+    }
+
+    /** The base parameters an adapter keeps copies of: those of modulesToSave, and biases; by path. */
+    Map<String, Tensor> saved(LoraConfig config, Set<String> targets) {
+        Set<String> modules = new LinkedHashSet<>();
+        for (String path : tree.paths()) {
+            // Without a dot before the name, as in PEFT.
+            if (config.modulesToSave().stream().anyMatch(path::endsWith)) {
+                modules.add(path);
+            }
+        }
+        Map<String, Tensor> saved = new LinkedHashMap<>();
+        Parameters.of(root).forEach((path, parameter) -> {
+            int dot = path.lastIndexOf('.');
+            String module = path.substring(0, Math.max(0, dot));
+            boolean isBias = path.substring(dot + 1).equals("bias");
+            if (within(module, modules)
+                    || isBias && config.bias() == BiasMode.ALL
+                    || isBias && config.bias() == BiasMode.LORA_ONLY && targets.contains(module)) {
+                saved.put(path, parameter);
+            }
+        });
+        return saved;
+    }
+
+    /** Puts layers that are not in place yet into the model; all of them or, on an error, none. */
+    void inject(Map<String, LoraLayer> layers) {
+        List<LoraLayer> done = new ArrayList<>();
+        try {
+            layers.forEach((path, layer) -> {
+                if (!injected.containsKey(path)) {
+                    tree.replace(path, (Module) layer);
+                    done.add(layer);
+                }
+            });
+        } catch (RuntimeException e) {
+            done.forEach(layer -> tree.replace(layer.path(), layer.original()));
+            throw e;
+        }
+        done.forEach(layer -> injected.put(layer.path(), layer));
+    }
+
+    /** Puts the original object of every layer back. */
+    void removeAll() {
+        injected.forEach((path, layer) -> tree.replace(path, layer.original()));
+        injected.clear();
+    }
+
+    private LoraLayer newLayer(String path) {
+        Module module = tree.object(path);
+        if (module instanceof LinearImpl linear) {
+            return Tensors.keep(new LoraLinear(linear, path, active));
+        }
+        if (module instanceof EmbeddingImpl embedding) {
+            return Tensors.keep(new LoraEmbedding(embedding, path, active));
+        }
+        if (module instanceof Conv1dImpl conv) {
+            return Tensors.keep(new LoraConv1d(conv, path, active));
+        }
+        if (module instanceof Conv2dImpl conv) {
+            return Tensors.keep(new LoraConv2d(conv, path, active));
+        }
+        if (module instanceof Conv3dImpl conv) {
+            return Tensors.keep(new LoraConv3d(conv, path, active));
+        }
+        if (module instanceof HfConv1D conv) {
+            return Tensors.keep(new LoraHfConv1D(conv, path, active));
+        }
+        if (module == null) {
+            throw new IllegalArgumentException(
+                    "module '" + path + "' (" + tree.cpp(path).name().getString()
+                            + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
+                            + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
+        }
+        throw new IllegalArgumentException(
+                "module '" + path + "' is a " + module.getClass().getSimpleName()
+                        + ", which cannot carry an adapter; linear, embedding and convolution layers can: narrow targetModules"
+                        + " or exclude it");
+    }
+
+    private List<String> someLinear() {
+        return tree.paths().stream()
+                .filter(path -> isLinear(tree.object(path)))
+                .map(path -> path.substring(path.lastIndexOf('.') + 1))
+                .distinct()
+                .limit(8)
+                .toList();
+    }
+
+    private static boolean isLinear(@Nullable Module module) {
+        return module instanceof LinearImpl || module instanceof HfConv1D;
+    }
+
+    private static boolean within(String module, Set<String> modules) {
+        return modules.stream().anyMatch(m -> module.equals(m) || module.startsWith(m + "."));
+    }
+}

@@ -1,0 +1,42 @@
+package org.lora4j.model;
+
+import java.io.IOException;
+import java.nio.file.Path;
+import org.bytedeco.pytorch.Module;
+import org.lora4j.config.LoraConfig;
+
+/** The door: puts adapters on a model. */
+public final class Lora {
+    private Lora() {}
+
+    /**
+     * Freezes a model, adds a fresh adapter to it and makes that active and trainable: PEFT's {@code get_peft_model}. The
+     * model itself changes: its own {@code forward} uses the adapter from now on.
+     *
+     * @param base any tree of LibTorch modules whose parts Java calls
+     * @param config what to adapt and how
+     * @param name the adapter's name
+     * @throws IllegalArgumentException if the configuration does not fit the model; the model is unchanged then, but frozen
+     */
+    public static <M extends Module> LoraModel<M> wrap(M base, LoraConfig config, String name) {
+        LoraModel<M> model = new LoraModel<>(base);
+        model.addAdapter(name, config);
+        model.setActive(name);
+        return model;
+    }
+
+    /**
+     * Freezes a model, loads an adapter from a folder and makes it active: PEFT's {@code PeftModel.from_pretrained}. It
+     * gets no gradients until {@link LoraModel#setTrainable} says so.
+     *
+     * @param folder a folder with adapter_config.json and adapter_model.safetensors
+     * @throws IllegalArgumentException if the adapter does not fit the model
+     * @throws IOException if a file cannot be read or is defective
+     */
+    public static <M extends Module> LoraModel<M> load(M base, Path folder, String name) throws IOException {
+        LoraModel<M> model = new LoraModel<>(base);
+        model.loadAdapter(folder, name);
+        model.setActive(name);
+        return model;
+    }
+}

@@ -1,0 +1,493 @@
+package org.lora4j.model;
+
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.Tensor;
+import org.lora4j.config.BiasMode;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.layer.ActiveAdapters;
+import org.lora4j.layer.Adapter;
+import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraWeights;
+import org.lora4j.layer.RowAdapters;
+import org.lora4j.layer.SavedParameter;
+
+/**
+ * A model with adapters: adds, loads, switches, merges and saves them. What PEFT calls {@code PeftModel}.
+ *
+ * <p>The model is used through {@link #base()}. Adding, switching and merging must not run beside a forward pass; forward
+ * passes may run on several threads, each with its own {@link #rows}.
+ *
+ * @param <M> the type of the base model
+ */
+public final class LoraModel<M extends Module> {
+    /** The name that stands for no adapter in {@link #rows}, as in PEFT. */
+    public static final String BASE = RowAdapters.BASE;
+
+    private static final String DEFAULT = "default";
+
+    private final M base;
+    private final ActiveAdapters active = new ActiveAdapters();
+    private final Injector injector;
+    private final Map<String, Adapter> adapters = new LinkedHashMap<>();
+    /** What was merged when adapters were disabled, to be merged again with them. */
+    private List<String> mergedBeforeDisable = List.of();
+
+    /** Until it is closed, a different state holds. */
+    public interface Scope extends AutoCloseable {
+        @Override
+        void close();
+    }
+
+    /** Freezes the base model; no adapter yet. */
+    LoraModel(M base) {
+        this.base = base;
+        this.injector = new Injector(base, active);
+        try (PointerScope scope = new PointerScope()) {
+            Parameters.of(base).values().forEach(parameter -> parameter.set_requires_grad(false));
+        }
+    }
+
+    /** The base model, whose {@code forward} uses the adapters. */
+    public M base() {
+        return base;
+    }
+
+    /** The names of all adapters, in the order they were added. */
+    public List<String> adapterNames() {
+        return List.copyOf(adapters.keySet());
+    }
+
+    /**
+     * An adapter by name.
+     *
+     * @throws IllegalArgumentException if there is none of this name
+     */
+    public Adapter adapter(String name) {
+        Adapter found = adapters.get(name);
+        if (found == null) {
+            throw new IllegalArgumentException(
+                    "no adapter \"" + name + "\", only " + adapters.keySet() + ": add or load it first");
+        }
+        return found;
+    }
+
+    /**
+     * Adds a fresh adapter, trainable once it is active. It is not made active.
+     *
+     * @throws IllegalArgumentException if the name is taken or the configuration does not fit the model
+     */
+    public void addAdapter(String name, LoraConfig config) {
+        checkNew(name, config);
+        LoraConfig resolved = injector.resolve(config);
+        try (PointerScope scope = new PointerScope()) {
+            Map<String, LoraLayer> targets = injector.targets(resolved);
+            Map<String, LoraWeights> weights = new LinkedHashMap<>();
+            targets.forEach((path, layer) -> weights.put(path, layer.newWeights(resolved)));
+            Map<String, SavedParameter> saved = new LinkedHashMap<>();
+            withoutSaved(() -> injector.saved(resolved, targets.keySet())
+                    .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter))));
+            attach(new Adapter(name, resolved, weights, saved), targets, true);
+        }
+    }
+
+    /**
+     * Loads an adapter that PEFT or lora4j wrote, under any name. It is not made active and gets no gradients until
+     * {@link #setTrainable} says so.
+     *
+     * @param folder a folder with adapter_config.json and adapter_model.safetensors
+     * @throws IllegalArgumentException if the name is taken, or listing every tensor that does not fit; nothing is added
+     * @throws IOException if a file cannot be read or is defective
+     */
+    public void loadAdapter(Path folder, String name) throws IOException {
+        LoraConfig config = AdapterFiles.readConfig(folder);
+        checkNew(name, config);
+        LoraConfig resolved = injector.resolve(config);
+        try (PointerScope scope = new PointerScope()) {
+            Map<String, LoraLayer> targets = injector.targets(resolved);
+            Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
+            Map<String, Tensor> values = AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base));
+            Map<String, LoraWeights> weights = new LinkedHashMap<>();
+            targets.forEach((path, layer) -> {
+                Tensor a = values.get(AdapterFiles.keyA(layer));
+                Tensor b = values.get(AdapterFiles.keyB(layer));
+                weights.put(path, new LoraWeights(resolved, path, own(a, layer), own(b, layer)));
+            });
+            Map<String, SavedParameter> saved = new LinkedHashMap<>();
+            withoutSaved(() -> parameters.forEach((path, parameter) -> saved.put(
+                    path, new SavedParameter(parameter, values.get(AdapterFiles.savedKey(path, targets.keySet()))))));
+            attach(new Adapter(name, resolved, weights, saved), targets, false);
+        }
+    }
+
+    /**
+     * Adds the weighted sum of adapters as a new adapter, exactly: PEFT's {@code add_weighted_adapter} with
+     * {@code combination_type="cat"}. Its rank is the sum of theirs, its scale 1. It is not made active.
+     *
+     * @param names at least one adapter, without saved modules or biases
+     * @param factors a finite weight for each; may be negative
+     * @throws IllegalArgumentException if the names, weights or adapters do not fit
+     */
+    public void addWeightedAdapter(List<String> names, List<Double> factors, String name) {
+        names.forEach(this::adapter);
+        try (PointerScope scope = new PointerScope()) {
+            WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
+            checkNew(name, sum.config());
+            attach(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), true);
+        }
+    }
+
+    /**
+     * Makes adapters active, all others inactive. Merged adapters are unmerged first. Trainable adapters get gradients
+     * while they are active.
+     *
+     * @param names in the order in which their updates are added; none for the bare base model
+     * @throws IllegalArgumentException if there is none of a name, or two of them keep copies of one parameter
+     */
+    public void setActive(String... names) {
+        Set<String> wanted = new LinkedHashSet<>(Arrays.asList(names));
+        Set<String> parameters = new TreeSet<>();
+        for (String name : wanted) {
+            for (String path : adapter(name).saved().keySet()) {
+                if (!parameters.add(path)) {
+                    throw new IllegalArgumentException("several of the adapters " + wanted + " have a copy of '" + path
+                            + "': activate one of them at a time");
+                }
+            }
+        }
+        unmergeAdapter();
+        active.names(List.copyOf(wanted));
+        apply();
+    }
+
+    /** The active adapters, in the order in which their updates are added. */
+    public List<String> activeAdapters() {
+        return active.names();
+    }
+
+    /** Sets whether an adapter gets gradients while it is active. */
+    public void setTrainable(String name, boolean trainable) {
+        adapter(name).trainable(trainable);
+        apply();
+    }
+
+    /** Whether adapters apply at all. */
+    public boolean isEnabled() {
+        return active.enabled();
+    }
+
+    /** Switches all adapters off, until {@link #enable()}: the model computes what the base model does, bit for bit. */
+    public void disable() {
+        if (active.enabled()) {
+            mergedBeforeDisable = mergedAdapters();
+            unmergeAdapter();
+            active.enabled(false);
+            apply();
+        }
+    }
+
+    /** Switches the active adapters on again, and merges what was merged before. */
+    public void enable() {
+        if (!active.enabled()) {
+            active.enabled(true);
+            apply();
+            merge(mergedBeforeDisable, false, Progress.NONE);
+            mergedBeforeDisable = List.of();
+        }
+    }
+
+    /** Switches all adapters off until the scope is closed; restores what was. */
+    public Scope disabled() {
+        boolean before = active.enabled();
+        disable();
+        return () -> {
+            if (before) {
+                enable();
+            }
+        };
+    }
+
+    /**
+     * Gives each row of a batch its own adapter, on this thread, until the scope is closed.
+     *
+     * @param names for each row of the batches to come an adapter, or {@link #BASE} for none
+     * @throws IllegalArgumentException if there is none of a name, or one keeps copies of parameters, which all rows share
+     * @throws IllegalStateException if adapters are merged, since all rows would get those
+     */
+    public Scope rows(String... names) {
+        for (String name : names) {
+            if (!name.equals(BASE) && !adapter(name).saved().isEmpty()) {
+                throw new IllegalArgumentException("adapter \"" + name + "\" has copies of "
+                        + adapter(name).saved().keySet() + ", which cannot differ by row: activate it alone");
+            }
+        }
+        if (!mergedAdapters().isEmpty()) {
+            throw new IllegalStateException(mergedAdapters()
+                    + " are merged into the weights, which all rows share: call unmergeAdapter() first");
+        }
+        RowAdapters before = active.rows();
+        active.rows(new RowAdapters(List.of(names)));
+        return () -> active.rows(before);
+    }
+
+    /**
+     * Deletes an adapter and frees its tensors. If it was the only active one, the first of the others by name becomes
+     * active, as in PEFT.
+     *
+     * @throws IllegalStateException if it is merged
+     */
+    public void deleteAdapter(String name) {
+        Adapter deleted = adapter(name);
+        if (mergedAdapters().contains(name)) {
+            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
+        }
+        List<String> left = new ArrayList<>(active.names());
+        left.remove(name);
+        adapters.remove(name);
+        if (left.isEmpty() && active.names().contains(name) && !adapters.isEmpty()) {
+            left.add(new TreeSet<>(adapters.keySet()).first());
+        }
+        injector.injected().values().forEach(layer -> layer.adapters().remove(name));
+        active.names(left);
+        deleted.close();
+        apply();
+    }
+
+    /**
+     * Merges adapters into the weights, rounding once, beside those merged already. Their forward pass costs nothing then.
+     *
+     * @param names none for the active ones
+     */
+    public void mergeAdapter(String... names) {
+        merge(names.length == 0 ? active.names() : List.of(names), false, Progress.NONE);
+    }
+
+    /** As {@link #mergeAdapter(String...)}, but refuses weights that are not finite. */
+    public void mergeAdapter(boolean safe, Progress progress, String... names) {
+        merge(names.length == 0 ? active.names() : List.of(names), safe, progress);
+    }
+
+    /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */
+    public void unmergeAdapter() {
+        injector.injected().values().forEach(LoraLayer::unmerge);
+    }
+
+    /** The adapters now part of the weights of some layer. */
+    public List<String> mergedAdapters() {
+        Set<String> merged = new LinkedHashSet<>();
+        injector.injected()
+                .values()
+                .forEach(layer -> merged.addAll(layer.adapters().merged()));
+        return List.copyOf(merged);
+    }
+
+    /** Removes all adapters and gives the base model back as it was. This object is of no use afterwards. */
+    public M unload() {
+        unmergeAdapter();
+        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+        return remove();
+    }
+
+    /** Merges the active adapters for good and removes all; see {@link #mergeAndUnload(boolean, Progress)}. */
+    public M mergeAndUnload() {
+        return mergeAndUnload(false, Progress.NONE);
+    }
+
+    /**
+     * Merges the active adapters into the weights for good, with their saved modules and biases, removes all adapters and
+     * gives the base model back. This object is of no use afterwards.
+     *
+     * @param safe whether to refuse weights that are not finite; nothing is merged then
+     * @param progress told of each layer
+     * @throws ArithmeticException naming the layer, if {@code safe} and a weight would not be finite
+     */
+    public M mergeAndUnload(boolean safe, Progress progress) {
+        merge(active.names(), safe, progress);
+        injector.injected().values().forEach(LoraLayer::keepMerged);
+        for (String name : active.names()) {
+            adapters.get(name).saved().values().forEach(SavedParameter::keepActive);
+        }
+        return remove();
+    }
+
+    /** The tensors to train: factors, and copies of parameters, of the active trainable adapters. */
+    public List<Tensor> trainableParameters() {
+        List<Tensor> parameters = new ArrayList<>();
+        if (active.enabled()) {
+            for (String name : active.names()) {
+                Adapter adapter = adapters.get(name);
+                if (adapter.trainable()) {
+                    adapter.weights().values().forEach(weights -> {
+                        parameters.add(weights.a());
+                        parameters.add(weights.b());
+                    });
+                    adapter.saved().values().forEach(saved -> parameters.add(saved.parameter()));
+                }
+            }
+        }
+        return parameters;
+    }
+
+    /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */
+    public String trainableSummary() {
+        ModelStatus status = modelStatus();
+        long trainable = status.trainableParameters();
+        long all = status.totalParameters();
+        return String.format(
+                Locale.ROOT,
+                "trainable params: %,d || all params: %,d || trainable%%: %.4f",
+                trainable,
+                all,
+                100.0 * trainable / all);
+    }
+
+    /** The state of every adapted layer. */
+    public List<LayerStatus> layerStatus() {
+        return injector.injected().values().stream()
+                .map(layer -> Status.of(layer, active))
+                .toList();
+    }
+
+    /** The state of the model. */
+    public ModelStatus modelStatus() {
+        long trainable = trainableParameters().stream().mapToLong(Tensor::numel).sum();
+        try (PointerScope scope = new PointerScope()) {
+            long total = Parameters.count(base);
+            for (Adapter adapter : adapters.values()) {
+                total += Status.size(adapter);
+            }
+            return new ModelStatus(
+                    base.getClass().getSimpleName(),
+                    trainable,
+                    total,
+                    injector.injected().size(),
+                    active.enabled(),
+                    active.names(),
+                    mergedAdapters(),
+                    List.copyOf(new TreeSet<>(adapters.keySet())));
+        }
+    }
+
+    /**
+     * Saves all adapters as PEFT does: "default" into the folder itself, others into folders of their names.
+     *
+     * @throws IOException if a file cannot be written
+     */
+    public void save(Path folder) throws IOException {
+        for (String name : adapters.keySet()) {
+            save(name.equals(DEFAULT) ? folder : folder.resolve(name), name);
+        }
+    }
+
+    /**
+     * Saves one adapter into a folder, in PEFT's format.
+     *
+     * @throws IOException if a file cannot be written
+     */
+    public void save(Path folder, String name) throws IOException {
+        AdapterFiles.write(folder, adapter(name), injector.injected());
+    }
+
+    private void checkNew(String name, LoraConfig config) {
+        if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(BASE)) {
+            throw new IllegalArgumentException("an adapter cannot be called \"" + name
+                    + "\": use a name that is not empty, not \"" + BASE + "\" and has no dot");
+        }
+        if (adapters.containsKey(name)) {
+            throw new IllegalArgumentException(
+                    "there is an adapter \"" + name + "\" already: delete it first or use another name");
+        }
+        boolean biases = config.bias() != BiasMode.NONE
+                || adapters.values().stream().anyMatch(a -> a.config().bias() != BiasMode.NONE);
+        if (biases && !adapters.isEmpty()) {
+            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + adapters.keySet()
+                    + ": adapters that train biases must be alone on a model; set bias to none");
+        }
+    }
+
+    private void attach(Adapter adapter, Map<String, LoraLayer> layers, boolean trainable) {
+        injector.inject(layers);
+        adapters.put(adapter.name(), adapter);
+        adapter.weights()
+                .forEach((path, weights) ->
+                        injector.injected().get(path).adapters().add(adapter.name(), weights));
+        adapter.trainable(trainable);
+        apply();
+    }
+
+    /** Brings parameters and gradients in line with what is active. */
+    private void apply() {
+        adapters.values().forEach(adapter -> {
+            if (!isOn(adapter)) {
+                adapter.requiresGrad(false);
+                adapter.saved().values().forEach(SavedParameter::deactivate);
+            }
+        });
+        adapters.values().stream().filter(this::isOn).forEach(adapter -> {
+            adapter.saved().values().forEach(SavedParameter::activate);
+            adapter.requiresGrad(adapter.trainable());
+        });
+    }
+
+    private boolean isOn(Adapter adapter) {
+        return active.enabled() && active.names().contains(adapter.name());
+    }
+
+    /** Runs something while the base model's own parameters are in place. */
+    private void withoutSaved(Runnable work) {
+        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+        try {
+            work.run();
+        } finally {
+            apply();
+        }
+    }
+
+    private static Tensor own(Tensor value, LoraLayer layer) {
+        return value.to(layer.weight().device(), layer.factorType())
+                .contiguous()
+                .clone();
+    }
+
+    /** Merges adapters beside those merged already: into all layers or, on an error, none. */
+    private void merge(List<String> names, boolean safe, Progress progress) {
+        names.forEach(this::adapter);
+        List<LoraLayer> layers = List.copyOf(injector.injected().values());
+        List<LoraLayer> changed = new ArrayList<>();
+        List<List<String>> before = new ArrayList<>();
+        try (PointerScope scope = new PointerScope()) {
+            for (LoraLayer layer : layers) {
+                Set<String> after = new LinkedHashSet<>(layer.adapters().merged());
+                before.add(List.copyOf(after));
+                changed.add(layer);
+                after.addAll(names);
+                layer.merge(List.copyOf(after), safe);
+                progress.step(changed.size(), layers.size(), layer.path());
+            }
+        } catch (RuntimeException e) {
+            for (int i = 0; i < changed.size(); i++) {
+                changed.get(i).merge(before.get(i), false);
+            }
+            throw e;
+        }
+    }
+
+    private M remove() {
+        injector.removeAll();
+        adapters.values().forEach(Adapter::close);
+        adapters.clear();
+        active.names(List.of());
+        return base;
+    }
+}
