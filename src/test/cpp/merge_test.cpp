@@ -1,0 +1,124 @@
+// merge: the bits of its definition, which is within rounding of the double result, on sizes around every loop's edges.
+#include "check.h"
+
+namespace {
+
+using namespace test;
+
+// Register tiles: 6 rows, 8, 16 or 64 columns; blocks: 192 rows, at most 1024 columns.
+const std::vector<int64_t> rows = {1, 5, 6, 7, 12, 13, 191, 192, 193};
+const std::vector<int64_t> cols = {1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 130};
+const std::vector<int64_t> ranks = {1, 2, 3, 8, 17};
+
+void check_merge(unsigned seed, Buffer& w, Updates& updates) {
+  Matrix view = w.view();
+  std::vector<float> bits;
+  for (int64_t i = 0; i < view.rows; i++) {
+    for (int64_t j = 0; j < view.cols; j++) {
+      double value = view.at(i, j);
+      double magnitude = std::abs(value);
+      double terms = 2 * static_cast<double>(updates.count());
+      for (const lora4j::LowRank& update : updates.views) {
+        terms += static_cast<double>(update.rank());
+        for (int64_t k = 0; k < update.rank(); k++) {
+          double product = static_cast<double>(update.scale) * update.b.at(i, k) * update.a.at(k, j);
+          value += product;
+          magnitude += std::abs(product);
+        }
+      }
+      float defined = lora4j::merged_element(view, updates.views.data(), updates.count(), i, j);
+      double stored;
+      {
+        unsigned char memory[4];
+        lora4j::store(memory, 0, view.type, defined);
+        stored = lora4j::load(memory, 0, view.type);
+      }
+      CHECK(std::abs(stored - value) <= bound(terms, magnitude, value, view.type), "seed %u (%ld, %ld): %g, expected %g",
+            seed, i, j, stored, value);
+      bits.push_back(static_cast<float>(stored));
+    }
+  }
+  CHECK(l4_merge(w.get(), updates.list.data(), updates.count(), &cpu) == L4_OK, "seed %u", seed);
+  std::vector<float> got = values(w);
+  for (size_t i = 0; i < bits.size(); i++) {
+    CHECK(lora4j::bits_of(got[i]) == lora4j::bits_of(bits[i]), "seed %u, element %zu: %g, defined as %g", seed, i, got[i],
+          bits[i]);
+  }
+}
+
+void random_shapes() {
+  for (unsigned seed = 0; seed < 120; seed++) {
+    Random random(seed);
+    int64_t out = random.pick(rows);
+    int64_t in = random.pick(cols);
+    Buffer w = random.matrix(out, in);
+    Updates updates;
+    for (int64_t u = 1 + random.below(3); u > 0; u--) updates.add(random, random.pick(ranks), in, out);
+    check_merge(seed, w, updates);
+  }
+}
+
+// More columns than a block, and a rank that makes blocks as narrow as a tile.
+void large_shapes() {
+  Random random(500);
+  Buffer wide = random.matrix(7, 1100, DType::bf16, contiguous);
+  Updates few;
+  few.add(random, 2, 1100, 7);
+  check_merge(500, wide, few);
+  Buffer deep = random.matrix(13, 130, DType::f16, transposed);
+  Updates many;
+  many.add(random, 1100, 130, 13);
+  check_merge(501, deep, many);
+}
+
+void nothing_to_do() {
+  Random random(600);
+  Buffer w = random.matrix(3, 4, DType::f16, contiguous);
+  std::vector<unsigned char> before = w.bytes;
+  CHECK(l4_merge(w.get(), nullptr, 0, &cpu) == L4_OK, "no update");
+  CHECK(w.bytes == before, "no update must leave w alone");
+  Buffer empty = random.matrix(0, 4, DType::f32, contiguous);
+  Updates updates;
+  updates.add(random, 2, 4, 0);
+  CHECK(l4_merge(empty.get(), updates.list.data(), 1, &cpu) == L4_OK, "no rows");
+}
+
+// Infinities, subnormals, overflow and every kind of NaN, as the definition rounds them.
+void special_values() {
+  const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, -NAN, 1e-41f, -1e-41f, 3.4e38f, 65519.0f, 65520.0f, 5.9e-8f};
+  for (int type = 0; type < 3; type++) {
+    Random random(700);
+    Buffer w = random.matrix(12, 80, static_cast<DType>(type), contiguous);
+    Updates updates;
+    updates.add(random, 3, 80, 12);
+    for (int64_t i = 0; i < 12; i++) {
+      for (int64_t j = 0; j < 80; j += 7) w.view().set(i, j, special[i]);
+      updates.views[0].b.set(i, 0, special[(i + 5) % 12]);
+    }
+    std::vector<uint32_t> bits;
+    for (int64_t i = 0; i < 12; i++) {
+      for (int64_t j = 0; j < 80; j++) {
+        unsigned char memory[4];
+        lora4j::store(memory, 0, static_cast<DType>(type), lora4j::merged_element(w.view(), updates.views.data(), 1, i, j));
+        bits.push_back(lora4j::bits_of(lora4j::load(memory, 0, static_cast<DType>(type))));
+      }
+    }
+    CHECK(l4_merge(w.get(), updates.list.data(), 1, &cpu) == L4_OK, "special values");
+    std::vector<float> got = values(w);
+    for (size_t i = 0; i < bits.size(); i++) {
+      CHECK(lora4j::bits_of(got[i]) == bits[i], "type %d, element %zu: %08x, defined as %08x", type, i,
+            lora4j::bits_of(got[i]), bits[i]);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  use_instruction_set(argc, argv);
+  random_shapes();
+  large_shapes();
+  nothing_to_do();
+  special_values();
+  return 0;
+}
