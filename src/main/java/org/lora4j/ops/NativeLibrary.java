@@ -1,10 +1,22 @@
 package org.lora4j.ops;
 
+import java.io.IOException;
+import java.io.InputStream;
+import java.net.URI;
+import java.net.URL;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
 import org.bytedeco.javacpp.Loader;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.ops.binding.Lora4j;
 
-/** Loads the native library and explains why it does not load. */
+/**
+ * Loads the native library and explains why it does not load.
+ *
+ * <p>It lies beside the binding class, in a folder named after the platform. From a class folder it is loaded where it
+ * is; from a jar, through a file of JavaCPP's cache folder that is gone once it is loaded, so that none is ever stale.
+ */
 final class NativeLibrary {
     private static final String CPU_PROPERTY = "lora4j.cpu";
 
@@ -19,20 +31,15 @@ final class NativeLibrary {
      * @throws IllegalArgumentException if {@code lora4j.cpu} is not an instruction set of this CPU and build
      */
     static synchronized void load() {
-        if (loaded) {
-            return;
-        }
-        LibTorch.load();
-        try {
-            Lora4j.load();
-        } catch (LinkageError | RuntimeException e) {
-            throw new IllegalStateException(explain(Loader.getPlatform(), isPresent(), e), e);
+        if (!loaded) {
+            LibTorch.load();
+            loadFrom(resource(Loader.getPlatform()));
+            loaded = true;
         }
         String isa = System.getProperty(CPU_PROPERTY);
         if (isa != null) {
             useInstructionSet(isa);
         }
-        loaded = true;
     }
 
     /** Forces an instruction set for the process; null goes back to the best one. */
@@ -42,29 +49,38 @@ final class NativeLibrary {
         }
     }
 
-    static String resource(String platform) {
+    private static String resource(String platform) {
         return "/org/lora4j/ops/binding/" + platform + "/" + System.mapLibraryName("jnilora4j");
     }
 
-    private static boolean isPresent() {
-        return Lora4j.class.getResource(resource(Loader.getPlatform())) != null;
-    }
-
-    static String explain(String platform, boolean present, Throwable failure) {
-        String file = resource(platform);
-        if (!present) {
-            return "The native library " + file + " is not on the class path, so this build has none for " + platform
-                    + ". Build lora4j on this machine (it needs cmake and g++), or run with -Dlora4j.ops=torch.";
+    private static void loadFrom(String resource) {
+        URL url = Lora4j.class.getResource(resource);
+        if (url == null) {
+            throw new IllegalStateException("The native library " + resource + " is not on the class path: this build"
+                    + " has none for " + Loader.getPlatform()
+                    + ". Build lora4j on this machine (it needs cmake and g++), or run with -Dlora4j.ops=torch.");
         }
-        Throwable root = failure;
-        while (root.getCause() != null) {
-            root = root.getCause();
+        try {
+            if (url.getProtocol().equals("file")) {
+                Lora4j.load(Path.of(URI.create(url.toString())));
+            } else {
+                Path file = Files.createTempFile(Loader.getCacheDir().toPath(), "lora4j-", ".so");
+                try (InputStream in = url.openStream()) {
+                    Files.copy(in, file, StandardCopyOption.REPLACE_EXISTING);
+                    Lora4j.load(file);
+                } finally {
+                    Files.delete(file);
+                }
+            }
+        } catch (IOException | LinkageError e) {
+            String reason = String.valueOf(e.getMessage());
+            String next = reason.contains("GLIBC")
+                    ? "It was built for a newer C library than this system has: build lora4j on this machine"
+                    : "Build lora4j on this machine";
+            throw new IllegalStateException(
+                    "The native library " + url + " does not load: " + reason + ". " + next
+                            + ", or run with -Dlora4j.ops=torch.",
+                    e);
         }
-        String reason = String.valueOf(root.getMessage());
-        String next = reason.contains("GLIBC")
-                ? "It was built for a newer C library than this system has: build lora4j on this machine"
-                : "Check the library it names with ldd, or build lora4j on this machine";
-        return "The native library " + file + " does not load: " + reason + ". " + next
-                + ", or run with -Dlora4j.ops=torch.";
     }
 }

@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -201,8 +202,7 @@ class NativeOpsTest {
     @Test
     void aNotANumberStaysInItsRow() {
         Samples samples = new Samples(17);
-        LowRank broken = new LowRank(
-                torch.full(new long[] {2, 20}, new org.bytedeco.pytorch.Scalar(Double.NaN)), samples.matrix(9, 2), 1);
+        LowRank broken = new LowRank(torch.full(new long[] {2, 20}, new Scalar(Double.NaN)), samples.matrix(9, 2), 1);
         List<LowRank> adapters = List.of(samples.lowRank(3, 20, 9), broken);
         Tensor y = samples.matrix(3, 9, ScalarType.Half, Samples.Layout.CONTIGUOUS);
         nativeOps.lowRankUpdate(y, samples.matrix(3, 20), new int[] {0, 1, -1}, adapters);
@@ -226,7 +226,7 @@ class NativeOpsTest {
         nativeOps.merge(last, List.of(update));
         expected.check("right", last);
         Tensor corner = last.narrow(0, 8, 1).narrow(1, 16, 1);
-        corner.copy_(corner.mul(new org.bytedeco.pytorch.Scalar(1.03)));
+        corner.copy_(corner.mul(new Scalar(1.03)));
         assertThatThrownBy(() -> expected.check("last element off by 3 %", last))
                 .isInstanceOf(AssertionError.class);
     }
@@ -316,17 +316,6 @@ class NativeOpsTest {
         assertThatThrownBy(() -> NativeLibrary.useInstructionSet("sse9"))
                 .isInstanceOf(IllegalArgumentException.class)
                 .hasMessageContaining("lora4j.cpu=sse9");
-    }
-
-    @Test
-    void aMissingLibraryIsExplained() {
-        assertThat(NativeLibrary.explain("linux-riscv64", false, new UnsatisfiedLinkError("no jnilora4j")))
-                .contains("linux-riscv64/libjnilora4j.so", "not on the class path", "-Dlora4j.ops=torch");
-        assertThat(NativeLibrary.explain(
-                        "linux-x86_64",
-                        true,
-                        new RuntimeException(new UnsatisfiedLinkError("version `GLIBC_2.38' not found"))))
-                .contains("GLIBC_2.38", "build lora4j on this machine");
     }
 
     @Test

@@ -1,6 +1,6 @@
 package org.lora4j.ops.binding;
 
-import org.bytedeco.javacpp.Loader;
+import java.nio.file.Path;
 import org.bytedeco.javacpp.annotation.Cast;
 import org.bytedeco.javacpp.annotation.Platform;
 import org.bytedeco.javacpp.annotation.Properties;
@@ -33,12 +33,12 @@ public final class Lora4j {
     private Lora4j() {}
 
     /**
-     * Loads the library of this platform; LibTorch must be loaded, so that both share one OpenMP.
+     * Loads the library from a file; LibTorch must be loaded, so that both share one OpenMP.
      *
-     * @throws UnsatisfiedLinkError if it is missing or does not link
+     * @throws UnsatisfiedLinkError if it does not link
      */
-    public static void load() {
-        Loader.load(Lora4j.class);
+    public static void load(Path file) {
+        System.load(file.toAbsolutePath().toString());
     }
 
     public static native @Cast("const char*") String l4_version();
