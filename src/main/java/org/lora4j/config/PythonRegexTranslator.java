@@ -8,6 +8,7 @@ final class PythonRegexTranslator {
     private final StringBuilder out = new StringBuilder();
     private int at;
     private int depth;
+    private int groups;
 
     PythonRegexTranslator(String regex) {
         this.in = regex;
@@ -37,8 +38,10 @@ final class PythonRegexTranslator {
             throw wrong("groups are nested deeper than " + MAX_DEPTH);
         }
         if (!in.startsWith("(?", at)) {
+            groups++;
             copy(1);
         } else if (in.startsWith("(?P<", at)) {
+            groups++;
             int end = find('>', at + 4, "the name of a group");
             literal("(?<" + groupName(at + 4, end) + ">", end + 1 - at);
         } else if (in.startsWith("(?P=", at)) {
@@ -179,6 +182,9 @@ final class PythonRegexTranslator {
         int end = at + 2;
         if (end < in.length() && Character.digit(in.charAt(end), 10) >= 0 && in.charAt(end) < 128) {
             end++;
+        }
+        if (Integer.parseInt(in.substring(at + 1, end)) > groups) {
+            throw wrong("there is no group " + in.substring(at + 1, end) + " before its reference");
         }
         literal("(?:" + in.substring(at, end) + ")", end - at);
     }
