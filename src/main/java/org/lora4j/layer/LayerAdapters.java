@@ -95,7 +95,7 @@ public final class LayerAdapters {
             update(x, y, new int[(int) (y.numel() / y.size(-1))], table);
             return y;
         }
-        torch.ScalarType type = y.scalar_type();
+        torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
             y = y.add(layer.delta(each, input(layer, each, x)), each.scaleScalar());
         }
@@ -114,7 +114,7 @@ public final class LayerAdapters {
             update(x, y, index, table);
             return y;
         }
-        torch.ScalarType type = y.scalar_type();
+        torch.ScalarType type = Tensors.type(y);
         for (String name : rows.distinct()) {
             LoraWeights each = weights.get(name);
             if (each == null) {
@@ -133,8 +133,8 @@ public final class LayerAdapters {
         if (!layer.isMatrix()
                 || !y.is_contiguous()
                 || y.numel() == 0
-                || y.scalar_type() == torch.ScalarType.Double
-                || x.scalar_type() == torch.ScalarType.Double) {
+                || Tensors.type(y) == torch.ScalarType.Double
+                || Tensors.type(x) == torch.ScalarType.Double) {
             return false;
         }
         boolean grad = GradMode.is_enabled() && (x.requires_grad() || y.requires_grad());
@@ -160,7 +160,7 @@ public final class LayerAdapters {
         if (!x.is_floating_point()) {
             return x;
         }
-        Tensor typed = x.to(weights.a().scalar_type());
+        Tensor typed = x.to(Tensors.type(weights.a()));
         return drops(layer, weights) ? torch.dropout(typed, weights.dropout(), true) : typed;
     }
 

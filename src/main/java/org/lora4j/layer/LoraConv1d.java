@@ -2,8 +2,7 @@ package org.lora4j.layer;
 
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.pytorch.Conv1dImpl;
-import org.bytedeco.pytorch.Conv1dOptions;
-import org.bytedeco.pytorch.DetailConv1dOptions;
+import org.bytedeco.pytorch.DeviceOptional;
 import org.bytedeco.pytorch.Tensor;
 
 /** A {@code Conv1dImpl} with adapters; see {@link Convolution} for the shapes. */
@@ -64,19 +63,13 @@ public final class LoraConv1d extends Conv1dImpl implements LoraLayer {
         return Convolution.shapeB(path(), weight(), rank, options().groups().get());
     }
 
-    /** The convolution with A: like the base in stride, padding and dilation, but to r channels and in one group. */
+    /** The convolution with A: a copy of the base with all its options, but to r channels and in one group. */
     private Conv1dImpl down(LoraWeights weights) {
-        DetailConv1dOptions base = options();
-        Conv1dOptions options = new Conv1dOptions(base.in_channels().get(), weights.rank(), base.kernel_size());
-        for (int i = 0; i < 1; i++) {
-            options.stride().put(i, base.stride().get(i));
-            options.dilation().put(i, base.dilation().get(i));
-        }
-        options.padding().put(base.padding());
-        options.padding_mode().put(base.padding_mode());
-        options.bias().put(false);
-        Conv1dImpl down = new Conv1dImpl(options);
+        Conv1dImpl down = new Conv1dImpl((Pointer) original.clone(new DeviceOptional()));
+        down.options().out_channels().put(weights.rank());
+        down.options().groups().put(1);
         down.weight(weights.a());
+        down.bias(new Tensor());
         weights.down(down);
         return down;
     }

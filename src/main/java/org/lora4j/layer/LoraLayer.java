@@ -7,6 +7,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.ops.LowRank;
+import org.lora4j.ops.Tensors;
 
 /**
  * A frozen LibTorch module whose Java object also applies adapters.
@@ -59,7 +60,7 @@ public sealed interface LoraLayer permits LoraLinear, LoraHfConv1D, LoraEmbeddin
 
     /** The type of the factors: float32 whatever the weight, or float64 beside a float64 weight. */
     default torch.ScalarType factorType() {
-        return weight().scalar_type() == torch.ScalarType.Double ? torch.ScalarType.Double : torch.ScalarType.Float;
+        return Tensors.type(weight()) == torch.ScalarType.Double ? torch.ScalarType.Double : torch.ScalarType.Float;
     }
 
     /**

@@ -25,7 +25,7 @@ public final class SavedParameter implements AutoCloseable {
         try (NoGradGuard noGrad = new NoGradGuard()) {
             this.parameter = Tensors.keep(new Tensor(parameter));
             this.copy = Tensors.keep(value.detach()
-                    .to(parameter.device(), parameter.scalar_type())
+                    .to(parameter.device(), Tensors.type(parameter))
                     .contiguous()
                     .clone());
         }

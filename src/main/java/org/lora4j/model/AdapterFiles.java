@@ -137,7 +137,7 @@ final class AdapterFiles {
         }
         Tensor own = base.get(key.substring(PREFIX.length()).replace(".base_layer.", "."));
         return own != null
-                && own.scalar_type() == value.scalar_type()
+                && Tensors.type(own) == Tensors.type(value)
                 && Arrays.equals(Tensors.shape(own), Tensors.shape(value))
                 && own.detach().equal(value);
     }

@@ -3,7 +3,8 @@ package org.lora4j.model;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.bytedeco.pytorch.Module;
-import org.bytedeco.pytorch.StringTensorDictItemVector;
+import org.bytedeco.pytorch.StringTensorDict;
+import org.bytedeco.pytorch.StringTensorDictItem;
 import org.bytedeco.pytorch.Tensor;
 
 /** The parameters of a module tree by dotted path. */
@@ -12,11 +13,11 @@ final class Parameters {
 
     /** All parameters, in the order of registration; one registered twice appears under both names. */
     static Map<String, Tensor> of(Module root) {
-        StringTensorDictItemVector items = root.named_parameters().items();
+        StringTensorDict named = root.named_parameters();
         Map<String, Tensor> parameters = new LinkedHashMap<>();
-        for (long i = 0; i < items.size(); i++) {
-            parameters.put(
-                    items.get(i).key().getString(), new Tensor(items.get(i).value()));
+        for (long i = 0; i < named.size(); i++) {
+            StringTensorDictItem item = named.get(i);
+            parameters.put(item.key().getString(), new Tensor(item.access()));
         }
         return parameters;
     }

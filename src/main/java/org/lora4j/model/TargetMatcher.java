@@ -22,7 +22,7 @@ final class TargetMatcher {
         OTHER
     }
 
-    private static final String INDEX = "(?<idx>\\d+)\\.";
+    private static final String INDEX = "(?P<idx>\\d+)\\.";
 
     private final LoraConfig config;
     private final @Nullable Predicate<String> targets;
@@ -39,7 +39,7 @@ final class TargetMatcher {
         }
         // The lazy prefix finds the first numbered part of a path: the layer, not an expert inside it.
         if (config.layersPattern().isEmpty()) {
-            layerIndex.add(Pattern.compile(".*?\\.[^.]*\\." + INDEX));
+            layerIndex.add(PythonRegex.compile(".*?\\.[^.]*\\." + INDEX));
         }
         for (String pattern : config.layersPattern()) {
             layerIndex.add(PythonRegex.compile("(?:^|.*?\\.)" + pattern + "\\." + INDEX));

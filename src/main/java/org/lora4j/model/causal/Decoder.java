@@ -1,0 +1,93 @@
+package org.lora4j.model.causal;
+
+import java.util.ArrayList;
+import java.util.List;
+import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.EmbeddingImpl;
+import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.ModuleListImpl;
+import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.jspecify.annotations.Nullable;
+
+/** Embedding, decoder layers and final norm: the {@code model} of a Hugging Face checkpoint. */
+final class Decoder extends Module {
+    EmbeddingImpl embed_tokens;
+    List<DecoderLayer> layers = new ArrayList<>();
+    RmsNorm norm;
+    private final CausalConfig config;
+    private final RotaryTable rotary;
+
+    Decoder(CausalConfig config, Leaves leaves) {
+        super("Decoder");
+        leaves.handles().keep(this);
+        this.config = config;
+        this.rotary = new RotaryTable(config.rope(), config.headDim());
+        embed_tokens = register_module("embed_tokens", leaves.embedding(config.vocabSize(), config.hiddenSize()));
+        try (PointerScope scope = new PointerScope()) {
+            ModuleListImpl list = new ModuleListImpl();
+            for (int i = 0; i < config.layers(); i++) {
+                DecoderLayer layer = new DecoderLayer(config, i, leaves);
+                layers.add(layer);
+                list.push_back(layer);
+            }
+            register_module("layers", list);
+        }
+        norm = register_module("norm", new RmsNorm(config.hiddenSize(), config.rmsNormEps(), leaves.handles()));
+    }
+
+    /**
+     * @param ids int64 (B, T)
+     * @param seen bool (B, past + T), false at padding, or null
+     * @return normalised hidden states (B, T, hidden)
+     */
+    Tensor forward(Tensor ids, @Nullable Tensor seen, @Nullable KvCache cache) {
+        Tensor x = embed_tokens.forward(ids);
+        if (cache != null) {
+            cache.reserve(ids.size(1));
+        }
+        Pass pass = pass(ids, x, seen, cache);
+        for (DecoderLayer layer : layers) {
+            x = layer.forward(x, pass);
+        }
+        if (cache != null) {
+            cache.advance(pass.tokens());
+        }
+        return norm.forward(x);
+    }
+
+    private Pass pass(Tensor ids, Tensor x, @Nullable Tensor seen, @Nullable KvCache cache) {
+        long batch = ids.size(0);
+        long tokens = ids.size(1);
+        long past = cache == null ? 0 : cache.length();
+        RotaryTable.Angles angles = rotary.upTo(past + tokens, x);
+        Tensor cos;
+        Tensor sin;
+        Pass.Sight full;
+        Pass.Sight sliding;
+        try (NoGradGuard guard = new NoGradGuard()) {
+            if (seen == null) {
+                cos = angles.cos().narrow(0, past, tokens).unsqueeze(1);
+                sin = angles.sin().narrow(0, past, tokens).unsqueeze(1);
+            } else {
+                Tensor positions = positions(seen).narrow(1, past, tokens).reshape(-1);
+                long[] shape = {batch, tokens, 1, config.headDim()};
+                cos = angles.cos().index_select(0, positions).view(shape);
+                sin = angles.sin().index_select(0, positions).view(shape);
+            }
+            full = Pass.Sight.of(past, tokens, seen, 0, x);
+            sliding = config.slidingWindow() == 0 ? full : Pass.Sight.of(past, tokens, seen, config.slidingWindow(), x);
+        }
+        double dropout = config.attentionDropout() > 0 && is_training() ? config.attentionDropout() : 0;
+        return new Pass(batch, tokens, cos, sin, full, sliding, cache, dropout);
+    }
+
+    /** Positions that count from the first token that is no padding; padding has position 0. */
+    private static Tensor positions(Tensor seen) {
+        return seen.to(ScalarType.Long)
+                .cumsum(1)
+                .sub(new org.bytedeco.pytorch.Scalar(1))
+                .clamp_min(new org.bytedeco.pytorch.Scalar(0));
+    }
+}

@@ -1,0 +1,29 @@
+package org.lora4j.model.causal;
+
+import org.bytedeco.pytorch.LinearImpl;
+import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.Tensor;
+
+/** The gated feed-forward block: {@code down(act(gate(x)) * up(x))}. */
+final class Mlp extends Module {
+    LinearImpl gate_proj;
+    LinearImpl up_proj;
+    LinearImpl down_proj;
+    private final Activation activation;
+
+    Mlp(CausalConfig config, Leaves leaves) {
+        super("Mlp");
+        leaves.handles().keep(this);
+        long hidden = config.hiddenSize();
+        long inner = config.intermediateSize();
+        activation = config.activation();
+        gate_proj = register_module("gate_proj", leaves.linear(hidden, inner, config.mlpBias()));
+        up_proj = register_module("up_proj", leaves.linear(hidden, inner, config.mlpBias()));
+        down_proj = register_module("down_proj", leaves.linear(inner, hidden, config.mlpBias()));
+    }
+
+    /** {@code x} of shape (..., hidden); the result has its shape. */
+    Tensor forward(Tensor x) {
+        return down_proj.forward(activation.apply(gate_proj.forward(x)).mul(up_proj.forward(x)));
+    }
+}

@@ -1,0 +1,77 @@
+package org.lora4j.model.causal;
+
+import static org.bytedeco.pytorch.global.torch.arange;
+
+import org.bytedeco.pytorch.Scalar;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorOptional;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * What the layers of one forward pass share.
+ *
+ * @param batch B
+ * @param tokens T, the tokens of this pass
+ * @param cos cosines, broadcastable to (B, T, heads, D)
+ * @param sin sines with the sign of the rotation, likewise
+ * @param full what a query sees in a layer of full attention
+ * @param sliding the same in a layer with a sliding window
+ * @param cache keys and values of earlier passes
+ * @param dropout probability of dropping an attention weight
+ */
+record Pass(
+        long batch,
+        long tokens,
+        Tensor cos,
+        Tensor sin,
+        Sight full,
+        Sight sliding,
+        @Nullable KvCache cache,
+        double dropout) {
+
+    /**
+     * Which keys a query attends to.
+     *
+     * @param mask true where it does, broadcastable to (B, heads, T, S); absent for all keys or plain causality
+     * @param causal whether the mask is the lower triangle, which LibTorch has a faster path for
+     */
+    record Sight(TensorOptional mask, boolean causal) {
+        private static final Sight ALL = new Sight(Torch.NO_TENSOR, false);
+        private static final Sight CAUSAL = new Sight(Torch.NO_TENSOR, true);
+
+        /**
+         * Query i of this pass is token {@code past + i} and sees token j if {@code j <= past + i},
+         * {@code j > past + i - window} and j is no padding.
+         *
+         * @param seen bool (B, past + tokens), false at padding; null if there is none
+         * @param window size of the window, 0 for none
+         */
+        static Sight of(long past, long tokens, @Nullable Tensor seen, long window, Tensor like) {
+            long total = past + tokens;
+            boolean slides = window > 0 && window < total;
+            if (seen == null && !slides) {
+                if (tokens == 1) {
+                    return ALL;
+                }
+                if (past == 0) {
+                    return CAUSAL;
+                }
+            }
+            Tensor mask = null;
+            if (tokens > 1 || slides) {
+                Tensor keys = arange(new Scalar(total)).to(like.device(), ScalarType.Long);
+                Tensor queries = keys.narrow(0, past, tokens).unsqueeze(1);
+                mask = keys.le(queries);
+                if (slides) {
+                    mask = mask.logical_and(keys.gt(queries.sub(new Scalar(window))));
+                }
+            }
+            if (seen != null) {
+                Tensor visible = seen.unsqueeze(1).unsqueeze(1);
+                mask = mask == null ? visible : mask.logical_and(visible);
+            }
+            return new Sight(new TensorOptional(mask), false);
+        }
+    }
+}
