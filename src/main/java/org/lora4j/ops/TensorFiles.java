@@ -21,7 +21,7 @@ public final class TensorFiles {
     /** What PEFT and transformers expect as metadata. */
     public static final Map<String, String> METADATA = Map.of("format", "pt");
 
-    private static final long SLICE_BYTES = 1L << 28;
+    private static final long SLICE_BYTES = 1L << 24;
 
     static {
         LibTorch.load();

@@ -5,8 +5,12 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.IOException;
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.bytedeco.javacpp.PointerScope;
@@ -158,9 +162,9 @@ class TensorFilesTest {
         String json = "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
                 + "\"b\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[1,13]}}";
         ByteBuffer bytes = ByteBuffer.allocate(8 + json.length() + data.length)
-                .order(java.nio.ByteOrder.LITTLE_ENDIAN)
+                .order(ByteOrder.LITTLE_ENDIAN)
                 .putLong(json.length())
-                .put(json.getBytes(java.nio.charset.StandardCharsets.UTF_8))
+                .put(json.getBytes(StandardCharsets.UTF_8))
                 .put(data);
         Files.write(file, bytes.array());
         try (PointerScope scope = new PointerScope();
@@ -246,5 +250,43 @@ class TensorFilesTest {
                 .isInstanceOfSatisfying(
                         SafetensorsException.class,
                         e -> assertThat(e.defect()).isEqualTo(SafetensorsException.Defect.DATA_TRUNCATED));
+    }
+
+    /** The file is sparse: the holes of its 5 GiB take no space on disk. */
+    @Test
+    void tensorsBeyondTwoGibibytesAreMapped() throws IOException {
+        long big = 5L << 30;
+        Path file = folder.resolve("big.safetensors");
+        String json = "{\"w\":{\"dtype\":\"F32\",\"shape\":[" + big / 4 + "],\"data_offsets\":[0," + big + "]}}";
+        json += " ".repeat(-json.length() & 7);
+        try (FileChannel out = FileChannel.open(
+                file, StandardOpenOption.CREATE_NEW, StandardOpenOption.WRITE, StandardOpenOption.SPARSE)) {
+            out.write(littleEndian(8).putLong(json.length()).flip());
+            out.write(ByteBuffer.wrap(json.getBytes(StandardCharsets.UTF_8)));
+            out.write(littleEndian(4).putFloat(-2.5f).flip(), 8 + json.length() + big - 4);
+        }
+        try (PointerScope scope = new PointerScope();
+                MappedTensors mapped = TensorFiles.open(file)) {
+            Tensor w = mapped.tensor("w");
+            assertThat(w.numel()).isEqualTo(big / 4);
+            assertThat(w.narrow(0, big / 4 - 1, 1).item_float()).isEqualTo(-2.5f);
+            assertThat(w.narrow(0, big / 8, 1).item_float()).isZero();
+        }
+    }
+
+    @Test
+    void aTensorOfSeveralSlicesIsWrittenWhole() throws IOException {
+        Path file = folder.resolve("slices.safetensors");
+        try (PointerScope scope = new PointerScope()) {
+            Tensor w = random((1 << 23) + 3);
+            TensorFiles.write(file, Map.of("w", w), Map.of());
+            try (MappedTensors mapped = TensorFiles.open(file)) {
+                assertThat(mapped.tensor("w").equal(w)).isTrue();
+            }
+        }
+    }
+
+    private static ByteBuffer littleEndian(int bytes) {
+        return ByteBuffer.allocate(bytes).order(ByteOrder.LITTLE_ENDIAN);
     }
 }
