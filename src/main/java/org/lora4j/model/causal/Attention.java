@@ -24,6 +24,7 @@ final class Attention extends Module {
     private final int heads;
     private final int kvHeads;
     private final int headDim;
+    private final long width;
     private final boolean slides;
 
     Attention(CausalConfig config, int layer, Leaves leaves) {
@@ -33,6 +34,7 @@ final class Attention extends Module {
         this.heads = config.heads();
         this.kvHeads = config.kvHeads();
         this.headDim = config.headDim();
+        this.width = config.queryWidth();
         this.slides = config.slidingLayers().get(layer);
         boolean bias = config.attentionInputBias();
         long hidden = config.hiddenSize();
@@ -67,6 +69,6 @@ final class Attention extends Module {
         Pass.Sight sight = slides ? pass.sliding() : pass.full();
         Tensor y = scaled_dot_product_attention(
                 q, k, v, sight.mask(), pass.dropout(), sight.causal(), Torch.NO_DOUBLE, heads != kvHeads);
-        return o_proj.forward(y.transpose(1, 2).reshape(batch, tokens, heads * headDim));
+        return o_proj.forward(y.transpose(1, 2).reshape(batch, tokens, width));
     }
 }

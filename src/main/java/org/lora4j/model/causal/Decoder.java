@@ -7,6 +7,7 @@ import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.ModuleListImpl;
 import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
@@ -38,6 +39,8 @@ final class Decoder extends Module {
     }
 
     /**
+     * Hidden states of the tokens of one pass.
+     *
      * @param ids int64 (B, T)
      * @param seen bool (B, past + T), false at padding, or null
      * @return normalised hidden states (B, T, hidden)
@@ -85,9 +88,6 @@ final class Decoder extends Module {
 
     /** Positions that count from the first token that is no padding; padding has position 0. */
     private static Tensor positions(Tensor seen) {
-        return seen.to(ScalarType.Long)
-                .cumsum(1)
-                .sub(new org.bytedeco.pytorch.Scalar(1))
-                .clamp_min(new org.bytedeco.pytorch.Scalar(0));
+        return seen.to(ScalarType.Long).cumsum(1).sub(new Scalar(1)).clamp_min(new Scalar(0));
     }
 }

@@ -5,7 +5,6 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 
 /** The tensors a checkpoint must hold: names and shapes by configuration, under Hugging Face's names. */
 final class Parameters {
@@ -93,13 +92,8 @@ final class Parameters {
     }
 
     /** Buffers that old checkpoints hold and that follow from the configuration. */
-    static boolean ignored(String name) {
+    private static boolean ignored(String name) {
         return name.endsWith("rotary_emb.inv_freq");
-    }
-
-    /** The names of a map that are no parameter of the model are left out. */
-    static Set<String> names(CausalConfig config) {
-        return of(config).keySet();
     }
 
     private static String listing(String what, List<String> items) {

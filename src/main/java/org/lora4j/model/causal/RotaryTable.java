@@ -2,6 +2,7 @@ package org.lora4j.model.causal;
 
 import static org.bytedeco.pytorch.global.torch.arange;
 import static org.bytedeco.pytorch.global.torch.cat;
+import static org.bytedeco.pytorch.global.torch.pow;
 
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.javacpp.PointerScope;
@@ -81,12 +82,7 @@ final class RotaryTable {
         Tensor exponents = arange(new Scalar(0), new Scalar(headDim), new Scalar(2))
                 .to(ScalarType.Float)
                 .div(new Scalar((double) headDim));
-        Tensor power = org.bytedeco
-                .pytorch
-                .global
-                .torch
-                .pow(new Scalar(scaling.theta()), exponents)
-                .reciprocal();
+        Tensor power = pow(new Scalar(scaling.theta()), exponents).reciprocal();
         float[] values = new float[headDim / 2];
         new FloatPointer(power.data_ptr_float()).get(values);
         return values;

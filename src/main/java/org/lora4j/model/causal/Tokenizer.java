@@ -130,10 +130,11 @@ public final class Tokenizer implements AutoCloseable {
 
     /** A special token is named by its text or by an object with the text in {@code content}. */
     private static @Nullable String content(@Nullable JsonFields fields, String name) {
-        if (fields == null) {
-            return null;
+        if (fields == null || !fields.isObject(name)) {
+            return fields == null ? null : fields.text(name);
         }
-        return fields.isObject(name) ? fields.object(name).text("content") : fields.text(name);
+        JsonFields token = fields.object(name);
+        return token == null ? null : token.text("content");
     }
 
     private static void setIfAbsent(String property, String value) {
