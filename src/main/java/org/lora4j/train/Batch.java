@@ -3,19 +3,17 @@ package org.lora4j.train;
 import java.util.Arrays;
 import java.util.List;
 import org.bytedeco.pytorch.Tensor;
+import org.lora4j.model.causal.CausalLM;
 
 /**
  * Samples side by side, padded on the right to the longest. Attention is causal, so padding changes no earlier position
  * and needs no mask.
  *
  * @param ids token ids, int64 (rows, length)
- * @param labels the ids where there is something to learn, -100 elsewhere; same shape
+ * @param labels the ids where there is something to learn, {@link CausalLM#IGNORED} elsewhere; same shape
  * @param targets how many labels count after the shift by one position
  */
 record Batch(Tensor ids, Tensor labels, long targets) {
-    /** The label that carries no loss, as in Hugging Face and LibTorch. */
-    static final long IGNORE = -100;
-
     /** A batch whose samples are cut to a length. The tensors belong to the caller's {@code PointerScope}. */
     static Batch of(List<Sample> samples, int maxLength) {
         int length = 0;
@@ -24,7 +22,7 @@ record Batch(Tensor ids, Tensor labels, long targets) {
         }
         long[] ids = new long[samples.size() * length];
         long[] labels = new long[ids.length];
-        Arrays.fill(labels, IGNORE);
+        Arrays.fill(labels, CausalLM.IGNORED);
         long targets = 0;
         for (int row = 0; row < samples.size(); row++) {
             Sample sample = samples.get(row);

@@ -1,13 +1,13 @@
 package org.lora4j.train;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
 import java.util.function.Function;
+import org.lora4j.model.causal.Tokenizer;
 import tools.jackson.core.JacksonException;
 import tools.jackson.databind.DeserializationFeature;
 import tools.jackson.databind.json.JsonMapper;
@@ -25,20 +25,34 @@ public final class Dataset {
     }
 
     /**
-     * Tokenises examples. Prompt and completion are tokenised apart, so no token spans both.
+     * Tokenises examples: what the tokenizer puts before a text, the prompt, the completion, the end token. Prompt and
+     * completion are tokenised apart, so no token spans both.
      *
      * @param examples at least one
-     * @param encode text to token ids, without special tokens
-     * @param eos the token that ends a text
+     * @throws IllegalArgumentException if there is no example, or the tokenizer knows no end token
      */
-    public static Dataset of(List<Example> examples, Function<String, long[]> encode, long eos) {
+    public static Dataset of(List<Example> examples, Tokenizer tokenizer) {
+        Long eos = tokenizer.eosTokenId();
+        if (eos == null) {
+            throw new IllegalArgumentException(
+                    "the tokenizer names no token that ends a text: set eos_token in its tokenizer_config.json");
+        }
+        return of(examples, text -> tokenizer.encode(text, true), text -> tokenizer.encode(text, false), eos);
+    }
+
+    /** Tokenises examples with separate functions for the prompt and the completion. */
+    static Dataset of(
+            List<Example> examples,
+            Function<String, long[]> encodePrompt,
+            Function<String, long[]> encodeCompletion,
+            long eos) {
         if (examples.isEmpty()) {
             throw new IllegalArgumentException("the dataset has no examples: give it at least one");
         }
         List<Sample> samples = new ArrayList<>();
         for (Example example : examples) {
-            long[] prompt = encode.apply(example.prompt());
-            long[] completion = encode.apply(example.completion());
+            long[] prompt = encodePrompt.apply(example.prompt());
+            long[] completion = encodeCompletion.apply(example.completion());
             long[] ids = new long[prompt.length + completion.length + 1];
             System.arraycopy(prompt, 0, ids, 0, prompt.length);
             System.arraycopy(completion, 0, ids, prompt.length, completion.length);
@@ -53,14 +67,14 @@ public final class Dataset {
      * skipped, other members ignored.
      *
      * @throws IllegalArgumentException naming the file, the line and what is wrong with it
-     * @throws UncheckedIOException if the file cannot be read
+     * @throws IOException if the file cannot be read
      */
-    public static List<Example> readJsonl(Path file) {
+    public static List<Example> readJsonl(Path file) throws IOException {
         List<String> lines;
         try {
             lines = Files.readAllLines(file);
         } catch (IOException e) {
-            throw new UncheckedIOException("cannot read the examples of " + file + ": check that it exists", e);
+            throw new IOException("cannot read the examples of " + file + ": check that it exists", e);
         }
         List<Example> examples = new ArrayList<>();
         for (int i = 0; i < lines.size(); i++) {

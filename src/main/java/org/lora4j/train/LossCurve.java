@@ -1,7 +1,6 @@
 package org.lora4j.train;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -55,9 +54,9 @@ public final class LossCurve implements TrainListener {
      * Writes one JSON object a line: {@code {"step": 1, "loss": 4.2, "lr": 0.001}} for a step,
      * {@code {"step": 50, "held_out_loss": 3.9}} for an evaluation, training first.
      *
-     * @throws UncheckedIOException if the file cannot be written
+     * @throws IOException if the file cannot be written
      */
-    public void writeJsonl(Path file) {
+    public void writeJsonl(Path file) throws IOException {
         var lines = new ArrayList<String>();
         for (Point p : steps) {
             lines.add("{\"step\": " + p.step + ", \"loss\": " + p.loss + ", \"lr\": " + p.learningRate + "}");
@@ -65,10 +64,6 @@ public final class LossCurve implements TrainListener {
         for (Point p : evaluations) {
             lines.add("{\"step\": " + p.step + ", \"held_out_loss\": " + p.loss + "}");
         }
-        try {
-            Files.write(file, lines);
-        } catch (IOException e) {
-            throw new UncheckedIOException("cannot write the loss curve to " + file + ": check the folder", e);
-        }
+        Files.write(file, lines);
     }
 }

@@ -5,7 +5,6 @@ import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -58,21 +57,18 @@ class DatasetTest {
     @Test
     void namesTheFileThatIsMissing() {
         assertThatThrownBy(() -> Dataset.readJsonl(folder.resolve("none.jsonl")))
-                .isInstanceOf(UncheckedIOException.class)
+                .isInstanceOf(IOException.class)
                 .hasMessageContaining("none.jsonl");
     }
 
     @Test
     void refusesToBeEmpty() {
-        assertThatIllegalArgumentException().isThrownBy(() -> Dataset.of(List.of(), DatasetTest::digits, EOS));
+        assertThatIllegalArgumentException().isThrownBy(() -> tokenise(List.of()));
     }
 
     @Test
     void learnsOnlyCompletionsAndTheirEnd() {
-        var data = Dataset.of(
-                List.of(new Example("12", "3"), new Example("", "456"), new Example("1", "")),
-                DatasetTest::digits,
-                EOS);
+        var data = tokenise(List.of(new Example("12", "3"), new Example("", "456"), new Example("1", "")));
         try (var scope = new PointerScope()) {
             Batch batch = Batch.of(data.samples(), 100);
             assertThat(rows(batch.ids())).isEqualTo("[[1, 2, 3, 9], [4, 5, 6, 9], [1, 9, 0, 0]]");
@@ -83,7 +79,7 @@ class DatasetTest {
 
     @Test
     void cutsLongExamples() {
-        var data = Dataset.of(List.of(new Example("12", "345"), new Example("1", "2")), DatasetTest::digits, EOS);
+        var data = tokenise(List.of(new Example("12", "345"), new Example("1", "2")));
         try (var scope = new PointerScope()) {
             Batch batch = Batch.of(data.samples(), 4);
             assertThat(rows(batch.ids())).isEqualTo("[[1, 2, 3, 4], [1, 2, 9, 0]]");
@@ -98,7 +94,7 @@ class DatasetTest {
         for (int i = 0; i < 10; i++) {
             examples.add(new Example("", String.valueOf(i)));
         }
-        List<Sample> samples = Dataset.of(examples, DatasetTest::digits, EOS).samples();
+        List<Sample> samples = tokenise(examples).samples();
         var order = new BatchOrder(samples, 4, 11);
         var same = new BatchOrder(samples, 4, 11);
         Set<List<Sample>> rounds = new HashSet<>();
@@ -115,6 +111,10 @@ class DatasetTest {
         }
         assertThat(rounds).hasSize(3);
         assertThat(new BatchOrder(samples, 10, 12).next()).isNotIn(rounds);
+    }
+
+    private static Dataset tokenise(List<Example> examples) {
+        return Dataset.of(examples, DatasetTest::digits, DatasetTest::digits, EOS);
     }
 
     private static long[] digits(String text) {
