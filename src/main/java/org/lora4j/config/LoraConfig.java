@@ -130,14 +130,17 @@ public final class LoraConfig {
         return otherwise;
     }
 
-    /** The rank at a module: the first entry of {@link #rankPattern()} that matches its path, else {@link #r()}. */
+    /**
+     * The rank at a module: the first entry of {@link #rankPattern()} that matches its path or, failing that, is
+     * its path to the letter; else {@link #r()}.
+     */
     public int rankFor(String path) {
-        return first(ranks, path, r);
+        return first(ranks, path, rankPattern.getOrDefault(path, r));
     }
 
     /** Alpha at a module: the first entry of {@link #alphaPattern()} that matches its path, else {@link #loraAlpha()}. */
     public double alphaFor(String path) {
-        return first(alphas, path, loraAlpha);
+        return first(alphas, path, alphaPattern.getOrDefault(path, loraAlpha));
     }
 
     /**

@@ -138,8 +138,8 @@ final class AdapterConfigReader {
 
     private @Nullable ModuleSelector selector(String key) throws FormatException {
         Object value = json.remove(key);
-        if (value == null) {
-            return null;
+        if (value == null || value.equals("") && key.equals("exclude_modules")) {
+            return null; // PEFT takes an empty string to exclude nothing.
         }
         if (value instanceof String regex) {
             boolean target = key.equals("target_modules");

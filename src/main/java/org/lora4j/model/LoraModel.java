@@ -113,6 +113,12 @@ public final class LoraModel<M extends Module> {
     public void loadAdapter(Path folder, String name) throws IOException {
         LoraConfig config = AdapterFiles.readConfig(folder);
         checkNew(name, config);
+        if (config.initLoraWeights().changesBase()) {
+            throw new IllegalArgumentException("the adapter in " + folder + " started from initLoraWeights="
+                    + config.initLoraWeights()
+                    + ", which changes the base weights it belongs to: convert it to plain LoRA "
+                    + "(in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
+        }
         LoraConfig resolved = injector.resolve(config);
         try (PointerScope scope = new PointerScope()) {
             Map<String, LoraLayer> targets = injector.targets(resolved);
