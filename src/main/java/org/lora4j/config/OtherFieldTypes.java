@@ -39,8 +39,7 @@ final class OtherFieldTypes {
         require(
                 fields,
                 "qalora_group_size",
-                isIndex(fields.get("qalora_group_size"))
-                        && !fields.get("qalora_group_size").equals(0L),
+                isIndex(fields.get("qalora_group_size")) && !Long.valueOf(0).equals(fields.get("qalora_group_size")),
                 "must be a whole number of at least 1");
         Object parameters = fields.get("target_parameters");
         require(

@@ -83,10 +83,9 @@ public final class ShardedCheckpoint implements Closeable {
 
     private void openIndexed(Path index) throws IOException {
         Map<String, String> weightMap = weightMap(index);
-        Path folder = index.toAbsolutePath().getParent();
         for (String name : weightMap.values()) {
             if (!shards.containsKey(name)) {
-                Path path = folder.resolve(name);
+                Path path = index.resolveSibling(name);
                 if (!Files.isRegularFile(path)) {
                     throw wrong(
                             Defect.INDEX_SHARD_MISSING,

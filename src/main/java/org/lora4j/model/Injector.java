@@ -5,6 +5,7 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import org.bytedeco.pytorch.Conv1dImpl;
 import org.bytedeco.pytorch.Conv2dImpl;
@@ -46,6 +47,11 @@ final class Injector {
     /** The dotted paths of all modules. */
     Set<String> paths() {
         return tree.paths();
+    }
+
+    /** The layer in place at a path. */
+    LoraLayer layer(String path) {
+        return Objects.requireNonNull(injected.get(path), path);
     }
 
     /** The layers in place, in the order they were injected. */

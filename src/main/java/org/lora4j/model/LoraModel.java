@@ -9,6 +9,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
@@ -126,13 +127,14 @@ public final class LoraModel<M extends Module> {
             Map<String, Tensor> values = AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base));
             Map<String, LoraWeights> weights = new LinkedHashMap<>();
             targets.forEach((path, layer) -> {
-                Tensor a = values.get(AdapterFiles.keyA(layer));
-                Tensor b = values.get(AdapterFiles.keyB(layer));
-                weights.put(path, new LoraWeights(resolved, path, own(a, layer), own(b, layer)));
+                Tensor a = own(values, AdapterFiles.keyA(layer), layer);
+                Tensor b = own(values, AdapterFiles.keyB(layer), layer);
+                weights.put(path, new LoraWeights(resolved, path, a, b));
             });
             Map<String, SavedParameter> saved = new LinkedHashMap<>();
             withoutSaved(() -> parameters.forEach((path, parameter) -> saved.put(
-                    path, new SavedParameter(parameter, values.get(AdapterFiles.savedKey(path, targets.keySet()))))));
+                    path,
+                    new SavedParameter(parameter, value(values, AdapterFiles.savedKey(path, targets.keySet()))))));
             attach(new Adapter(name, resolved, weights, saved), targets, false);
         }
     }
@@ -322,7 +324,7 @@ public final class LoraModel<M extends Module> {
         merge(active.names(), safe, progress);
         injector.injected().values().forEach(LoraLayer::keepMerged);
         for (String name : active.names()) {
-            adapters.get(name).saved().values().forEach(SavedParameter::keepActive);
+            adapter(name).saved().values().forEach(SavedParameter::keepActive);
         }
         return remove();
     }
@@ -332,7 +334,7 @@ public final class LoraModel<M extends Module> {
         List<Tensor> parameters = new ArrayList<>();
         if (active.enabled()) {
             for (String name : active.names()) {
-                Adapter adapter = adapters.get(name);
+                Adapter adapter = adapter(name);
                 if (adapter.trainable()) {
                     adapter.weights().values().forEach(weights -> {
                         parameters.add(weights.a());
@@ -426,8 +428,7 @@ public final class LoraModel<M extends Module> {
         injector.inject(layers);
         adapters.put(adapter.name(), adapter);
         adapter.weights()
-                .forEach((path, weights) ->
-                        injector.injected().get(path).adapters().add(adapter.name(), weights));
+                .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
         adapter.trainable(trainable);
         apply();
     }
@@ -460,8 +461,14 @@ public final class LoraModel<M extends Module> {
         }
     }
 
-    private static Tensor own(Tensor value, LoraLayer layer) {
-        return value.to(layer.weight().device(), layer.factorType())
+    /** A value that {@link AdapterFiles#read} has made sure of. */
+    private static Tensor value(Map<String, Tensor> values, String key) {
+        return Objects.requireNonNull(values.get(key), key);
+    }
+
+    private static Tensor own(Map<String, Tensor> values, String key, LoraLayer layer) {
+        return value(values, key)
+                .to(layer.weight().device(), layer.factorType())
                 .contiguous()
                 .clone();
     }
