@@ -21,6 +21,10 @@ import org.lora4j.ops.Tensors;
  * for the checkpoint fits. Loaded parameters are frozen ({@code requires_grad} false) and the model is in evaluation mode:
  * the usual state for adapters; call {@code train(true)} and {@code requires_grad_(true)} for other uses.
  *
+ * <p>Weights are mapped, and JavaCPP counts them: for models beyond four times the Java heap call
+ * {@link org.lora4j.ops.LibTorch#load()} before anything else of LibTorch, this class included, or start Java with
+ * {@code -Dorg.bytedeco.javacpp.maxPhysicalBytes=0}.
+ *
  * <p>{@code forward} may be called from several threads. Tensors it returns belong to the caller's {@code PointerScope}. The
  * model itself belongs to no scope: close it to free it.
  */
