@@ -7,7 +7,6 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
-import java.util.Locale;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
@@ -349,15 +348,7 @@ public final class LoraModel<M extends Module> {
 
     /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */
     public String trainableSummary() {
-        ModelStatus status = modelStatus();
-        long trainable = status.trainableParameters();
-        long all = status.totalParameters();
-        return String.format(
-                Locale.ROOT,
-                "trainable params: %,d || all params: %,d || trainable%%: %.4f",
-                trainable,
-                all,
-                100.0 * trainable / all);
+        return Status.summary(modelStatus());
     }
 
     /** The state of every adapted layer. */

@@ -1,6 +1,7 @@
 package org.lora4j.model;
 
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.TreeSet;
@@ -30,6 +31,18 @@ final class Status {
                 gradients,
                 List.copyOf(new TreeSet<>(layer.adapters().names())),
                 devices);
+    }
+
+    /** PEFT's line about what is trained. */
+    static String summary(ModelStatus status) {
+        long trainable = status.trainableParameters();
+        long all = status.totalParameters();
+        return String.format(
+                Locale.ROOT,
+                "trainable params: %,d || all params: %,d || trainable%%: %.4f",
+                trainable,
+                all,
+                100.0 * trainable / all);
     }
 
     /** The numbers in an adapter. */
