@@ -28,9 +28,12 @@ import org.lora4j.layer.LoraHfConv1D;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
 import org.lora4j.ops.Tensors;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /** Finds what a configuration means in one model, and puts layers with adapters there. */
 final class Injector {
+    private static final Logger LOG = LoggerFactory.getLogger(Injector.class);
     private static final String OUTPUT_LAYER = "lm_head";
 
     private final Module root;
@@ -65,6 +68,11 @@ final class Injector {
      * @throws IllegalArgumentException if the configuration names no targets or asks for another method than LoRA
      */
     LoraConfig resolve(LoraConfig config) {
+        if (!config.unknownFields().isEmpty()) {
+            LOG.warn(
+                    "the configuration has fields PEFT 0.21 does not know, which are kept and otherwise ignored: {}",
+                    config.unknownFields());
+        }
         Map<String, @Nullable Object> unsupported = config.nonDefaultUnsupported();
         if (!unsupported.isEmpty()) {
             throw new IllegalArgumentException("the configuration sets " + unsupported
