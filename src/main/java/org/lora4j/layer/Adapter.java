@@ -57,6 +57,36 @@ public final class Adapter implements AutoCloseable {
         trainable = train;
     }
 
+    /**
+     * Sets the scale at every layer to a multiple of what the configuration gives there: PEFT's {@code set_scale}. 1 is as
+     * configured, 0 switches the adapter off. Weights it is merged into keep the scale they were merged with until it is
+     * merged anew, and a saved configuration does not change.
+     *
+     * @throws IllegalArgumentException if the factor is not finite
+     */
+    public void setScale(double factor) {
+        checkFactor(factor);
+        weights.values().forEach(each -> each.setScale(factor));
+    }
+
+    /**
+     * Multiplies the present scale at every layer: PEFT's {@code scale_layer}, and with 1 / factor its {@code
+     * unscale_layer(factor)}. {@code setScale(1)} is {@code unscale_layer()}. Otherwise as {@link #setScale}.
+     *
+     * @throws IllegalArgumentException if the factor is not finite
+     */
+    public void multiplyScale(double factor) {
+        checkFactor(factor);
+        weights.values().forEach(each -> each.multiplyScale(factor));
+    }
+
+    private void checkFactor(double factor) {
+        if (!Double.isFinite(factor)) {
+            throw new IllegalArgumentException("scale factor " + factor + " of adapter \"" + name
+                    + "\" must be a finite number; 1 is the scale as configured");
+        }
+    }
+
     /** Sets whether the tensors record gradients now. */
     public void requiresGrad(boolean requires) {
         weights.values().forEach(each -> each.requiresGrad(requires));

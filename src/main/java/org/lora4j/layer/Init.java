@@ -1,6 +1,8 @@
 package org.lora4j.layer;
 
+import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
@@ -9,7 +11,7 @@ import org.lora4j.config.LoraConfig;
 
 /**
  * First values of the factors, drawn from LibTorch's generator. Distributions as in PEFT: Linear and convolution start with
- * A uniform (Kaiming with a = sqrt 5, which is the bound 1 / sqrt(fan in)) and B zero; Embedding with A zero and B normal.
+ * A uniform (Kaiming with a = sqrt 5, which is the bound 1 / sqrt(fan in)) and B zero; Embedding with A zero and B normal. "orthogonal" is for linear layers alone.
  */
 final class Init {
     private Init() {}
@@ -18,9 +20,13 @@ final class Init {
         InitLoraWeights.Kind kind = config.initLoraWeights().kind();
         switch (kind) {
             case DEFAULT, RANDOM, GAUSSIAN -> {}
+            case ORTHOGONAL -> {
+                return orthogonal(layer, config);
+            }
             default ->
-                throw new IllegalArgumentException("initLoraWeights is " + config.initLoraWeights() + ", which layer '"
-                        + layer.path() + "' cannot start from: use true, false or \"gaussian\"");
+                throw new IllegalArgumentException(
+                        "initLoraWeights is " + config.initLoraWeights() + ", which layer '" + layer.path()
+                                + "' cannot start from: use true, false, \"gaussian\" or, for linear layers, \"orthogonal\"");
         }
         int rank = config.rankFor(layer.path());
         try (NoGradGuard noGrad = new NoGradGuard()) {
@@ -49,6 +55,41 @@ final class Init {
             }
             return new LoraWeights(config, layer.path(), a, b);
         }
+    }
+
+    /**
+     * A and B both random, yet B A = 0: the rows of A and the columns of B lie in the spans of the even and of the odd rows
+     * of one random orthogonal matrix Q (r, r). {@code A = (R1 Q_even)^T / 10}, {@code B = R2^T Q_odd / 10} with R1
+     * (in, r/2) and R2 (r/2, out) normal, as PEFT's {@code init_lora_weights="orthogonal"}.
+     */
+    private static LoraWeights orthogonal(LoraLayer layer, LoraConfig config) {
+        int rank = config.rankFor(layer.path());
+        if (!layer.isMatrix() || rank % 2 != 0) {
+            throw new IllegalArgumentException(
+                    "initLoraWeights is orthogonal, which needs a linear layer and an even rank,"
+                            + " but layer '" + layer.path() + "' is a " + layer.type() + " with rank " + rank
+                            + ": change r or rankPattern, or use another initialisation");
+        }
+        try (NoGradGuard noGrad = new NoGradGuard();
+                PointerScope scope = new PointerScope()) {
+            TensorOptions options = new TensorOptions(torch.ScalarType.Double);
+            Tensor q = torch.linalg_qr(torch.randn(new long[] {rank, rank}, options))
+                    .get0()
+                    .view(rank / 2, 2, rank);
+            long in = layer.shapeA(rank)[1];
+            long out = layer.shapeB(rank)[0];
+            Tensor a = torch.randn(new long[] {in, rank / 2}, options)
+                    .matmul(q.select(1, 0))
+                    .t();
+            Tensor b = torch.randn(new long[] {rank / 2, out}, options).t().matmul(q.select(1, 1));
+            return new LoraWeights(config, layer.path(), tenth(layer, a), tenth(layer, b));
+        }
+    }
+
+    private static Tensor tenth(LoraLayer layer, Tensor factor) {
+        return factor.div(new Scalar(10.0))
+                .to(layer.weight().device(), layer.factorType())
+                .contiguous();
     }
 
     private static void uniform(Tensor factor) {

@@ -18,9 +18,10 @@ import org.lora4j.ops.Tensors;
 public final class LoraWeights implements AutoCloseable {
     private final Tensor a;
     private final Tensor b;
-    private final Scalar scale;
     private final int rank;
-    private final double scaling;
+    private final double initialScale;
+    private double scaling;
+    private Scalar scale;
     private final double dropout;
     /** The convolution that applies A, sharing its tensor; null for layers that are plain matrices. */
     private @Nullable Module down;
@@ -39,7 +40,8 @@ public final class LoraWeights implements AutoCloseable {
         }
         this.a = Tensors.keep(a);
         this.b = Tensors.keep(b);
-        this.scaling = config.scale(path);
+        this.initialScale = config.scale(path);
+        this.scaling = initialScale;
         this.scale = Tensors.keep(new Scalar(scaling));
         this.dropout = config.loraDropout();
     }
@@ -58,9 +60,26 @@ public final class LoraWeights implements AutoCloseable {
         return rank;
     }
 
-    /** The factor of B A in the forward pass: alpha / r, or alpha / sqrt(r) with rsLoRA. */
+    /** The factor of B A in the forward pass: what the configuration says, times what {@link Adapter} was told since. */
     public double scale() {
         return scaling;
+    }
+
+    /** Multiplies the scale as the configuration gives it: PEFT's {@code set_scale}. */
+    void setScale(double factor) {
+        replaceScale(factor * initialScale);
+    }
+
+    /** Multiplies the present scale: PEFT's {@code scale_layer}. */
+    void multiplyScale(double factor) {
+        replaceScale(factor * scaling);
+    }
+
+    private void replaceScale(double value) {
+        Scalar old = scale;
+        scaling = value;
+        scale = Tensors.keep(new Scalar(value));
+        old.close();
     }
 
     public double dropout() {
