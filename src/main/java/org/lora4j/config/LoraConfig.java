@@ -1,8 +1,10 @@
 package org.lora4j.config;
 
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.Collections;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -116,8 +118,8 @@ public final class LoraConfig {
 
     private static <T> List<PathPattern<T>> compile(String field, Map<String, T> patterns) {
         List<PathPattern<T>> compiled = new ArrayList<>();
-        patterns.forEach((regex, value) ->
-                compiled.add(new PathPattern<>(Invalid.regex(field, regex, "(.*\\.)?(" + regex + ")$"), value)));
+        patterns.forEach(
+                (regex, value) -> compiled.add(new PathPattern<>(Invalid.regex(field, regex, composed(regex)), value)));
         return List.copyOf(compiled);
     }
 
@@ -141,6 +143,22 @@ public final class LoraConfig {
     /** Alpha at a module: the first entry of {@link #alphaPattern()} that matches its path, else {@link #loraAlpha()}. */
     public double alphaFor(String path) {
         return first(alphas, path, alphaPattern.getOrDefault(path, loraAlpha));
+    }
+
+    /** The keys of {@link #rankPattern()} and {@link #alphaPattern()} that match none of the paths, so have no effect. */
+    public Set<String> unmatchedPatterns(Collection<String> paths) {
+        Set<String> unmatched = new LinkedHashSet<>(rankPattern.keySet());
+        unmatched.addAll(alphaPattern.keySet());
+        unmatched.removeIf(key -> {
+            Pattern pattern = Invalid.regex("rankPattern", key, composed(key));
+            return paths.stream()
+                    .anyMatch(path -> path.equals(key) || pattern.matcher(path).lookingAt());
+        });
+        return unmatched;
+    }
+
+    private static String composed(String regex) {
+        return "(.*\\.)?(" + regex + ")$";
     }
 
     /**

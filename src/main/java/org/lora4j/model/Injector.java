@@ -115,9 +115,38 @@ final class Injector {
             throw new IllegalArgumentException("targetModules " + config.targetModules() + " match no module"
                     + (excluded ? " that excludeModules and modulesToSave leave" : "")
                     + (config.layersToTransform().isEmpty() ? "" : " in layers " + config.layersToTransform())
-                    + ": this model has, among others, " + someLinear());
+                    + ": this model has, among others, " + someLinear() + nearMisses(config));
         }
+        warnUnmatched(config, targets.keySet());
         return targets;
+    }
+
+    /** For each name among the targets that no module has, those it may have been meant for; or nothing. */
+    private String nearMisses(LoraConfig config) {
+        Map<String, List<String>> near = new LinkedHashMap<>();
+        if (config.targetModules() instanceof ModuleSelector.Names names) {
+            names.names().forEach(name -> near.put(name, NearMisses.of(name, tree.paths())));
+        }
+        near.values().removeIf(List::isEmpty);
+        return near.isEmpty() ? "" : "; near misses: " + near;
+    }
+
+    /** Names and patterns without effect are legal, as in PEFT, and most often a mistake. */
+    private void warnUnmatched(LoraConfig config, Set<String> targets) {
+        if (config.targetModules() instanceof ModuleSelector.Names names) {
+            for (String name : names.names()) {
+                if (tree.paths().stream().noneMatch(path -> path.equals(name) || path.endsWith("." + name))) {
+                    LOG.warn(
+                            "targetModules names \"{}\", which no module has; near misses: {}",
+                            name,
+                            NearMisses.of(name, tree.paths()));
+                }
+            }
+        }
+        Set<String> unmatched = config.unmatchedPatterns(targets);
+        if (!unmatched.isEmpty()) {
+            LOG.warn("rankPattern and alphaPattern have keys that match no adapted module: {}", unmatched);
+        }
     }
 
     /** The base parameters an adapter keeps copies of: those of modulesToSave, and biases; by path. */
