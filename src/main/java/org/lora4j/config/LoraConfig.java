@@ -262,6 +262,77 @@ public final class LoraConfig {
         return peftVersion;
     }
 
+    /** Whether weights are split into magnitude and direction: DoRA, arXiv:2402.09353. */
+    public boolean useDora() {
+        return flag("use_dora");
+    }
+
+    /** Whether B has a trained bias of its own. */
+    public boolean loraBias() {
+        return flag("lora_bias");
+    }
+
+    /** Whether modules tied to an adapted or saved one, as the output layer to the embedding, follow it. */
+    public boolean ensureWeightTying() {
+        return flag("ensure_weight_tying");
+    }
+
+    /** The tokens from which on an activated LoRA applies (arXiv:2504.12397); empty for other adapters. */
+    public List<Integer> invocationTokens() {
+        return integers(otherFields.get("alora_invocation_tokens"));
+    }
+
+    /**
+     * The token ids whose rows train in full, by the name of the embedding module. A list without a name in the file
+     * stands under {@code embed_tokens}, PEFT's default.
+     */
+    public Map<String, List<Integer>> trainableTokenIndices() {
+        Map<String, List<Integer>> byModule = new LinkedHashMap<>();
+        Object given = otherFields.get("trainable_token_indices");
+        if (given instanceof Map<?, ?> map) {
+            map.forEach((module, ids) -> byModule.put((String) module, integers(ids)));
+        } else if (given instanceof List<?>) {
+            byModule.put("embed_tokens", integers(given));
+        }
+        return Collections.unmodifiableMap(byModule);
+    }
+
+    /** Parameters, such as the stacked experts of a mixture, that get an adapter each: ends of their paths. */
+    public List<String> targetParameters() {
+        return otherFields.get("target_parameters") instanceof List<?> names
+                ? names.stream().map(String.class::cast).toList()
+                : List.of();
+    }
+
+    /** The ranges [first, end) of the base model's layers that form the layers of the adapted model; empty for all. */
+    public List<List<Integer>> layerReplication() {
+        return otherFields.get("layer_replication") instanceof List<?> ranges
+                ? ranges.stream().map(LoraConfig::integers).toList()
+                : List.of();
+    }
+
+    /** The settings of an initialisation or variant, such as {@code eva_config}; empty if there are none. */
+    public Map<String, @Nullable Object> settings(String key) {
+        if (!(otherFields.get(key) instanceof Map<?, ?> map)) {
+            return Map.of();
+        }
+        Map<String, @Nullable Object> settings = new LinkedHashMap<>();
+        map.forEach((name, value) -> settings.put((String) name, value));
+        return settings;
+    }
+
+    private boolean flag(String key) {
+        return Boolean.TRUE.equals(otherFields.get(key));
+    }
+
+    private static List<Integer> integers(@Nullable Object list) {
+        return list instanceof List<?> numbers
+                ? numbers.stream()
+                        .map(n -> Math.toIntExact(((Number) n).longValue()))
+                        .toList()
+                : List.of();
+    }
+
     /**
      * All other keys of {@code adapter_config.json}, by their name in the file: first those of PEFT 0.21, with PEFT's
      * default where none was given, then unknown ones. Values are null, Boolean, Long, java.math.BigInteger, Double,

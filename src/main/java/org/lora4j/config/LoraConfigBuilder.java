@@ -185,6 +185,40 @@ public final class LoraConfigBuilder {
         return this;
     }
 
+    public LoraConfigBuilder useDora(boolean useDora) {
+        return otherField("use_dora", useDora);
+    }
+
+    public LoraConfigBuilder loraBias(boolean loraBias) {
+        return otherField("lora_bias", loraBias);
+    }
+
+    public LoraConfigBuilder ensureWeightTying(boolean ensureWeightTying) {
+        return otherField("ensure_weight_tying", ensureWeightTying);
+    }
+
+    public LoraConfigBuilder invocationTokens(Collection<Integer> tokens) {
+        return otherField("alora_invocation_tokens", List.copyOf(tokens));
+    }
+
+    /** Token ids by the name of the embedding module. */
+    public LoraConfigBuilder trainableTokenIndices(Map<String, List<Integer>> idsByModule) {
+        return otherField("trainable_token_indices", new LinkedHashMap<>(idsByModule));
+    }
+
+    public LoraConfigBuilder targetParameters(Collection<String> names) {
+        return otherField("target_parameters", List.copyOf(names));
+    }
+
+    public LoraConfigBuilder targetParameters(String... names) {
+        return targetParameters(Arrays.asList(names));
+    }
+
+    /** Ranges [first, end) of layer indices. */
+    public LoraConfigBuilder layerReplication(List<List<Integer>> ranges) {
+        return otherField("layer_replication", List.copyOf(ranges));
+    }
+
     /**
      * Sets a field that has no setter of its own.
      *

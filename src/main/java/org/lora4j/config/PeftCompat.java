@@ -1,0 +1,28 @@
+package org.lora4j.config;
+
+/**
+ * The defects of PEFT 0.21 that lora4j repeats only when asked to, one by one: to compare with PEFT, or to go on with
+ * adapters that were trained around a defect. Without a switch the result is the one the formulas say. docs/parity.md shows both for each.
+ */
+public enum PeftCompat {
+    /** The adapter of a multi-head attention's output projection counts twice, in the forward pass and when merged. */
+    ATTENTION_OUTPUT_TWICE,
+    /** The A of a convolution pads with zeros and has dilation 1, whatever the base convolution does. */
+    CONVOLUTION_IGNORES_OPTIONS,
+    /** {@code olora} does not transpose a weight stored as (in, out). */
+    OLORA_NOT_TRANSPOSED,
+    /** {@code loftq} computes its factors as if the scale were 1. */
+    LOFTQ_UNSCALED,
+    /** Hot swapping takes rank and alpha from r and lora_alpha, whatever the patterns say. */
+    HOTSWAP_IGNORES_PATTERNS,
+    /** Tensors in a file that the model has no place for are ignored, and missing ones left as initialised. */
+    LENIENT_KEYS,
+    /** Merging rounds the update to the weight's type before adding it, adapter by adapter. */
+    MERGE_ROUNDS_TWICE,
+    /** Rows of a mixed batch round the update to the output's type before adding it. */
+    ROWS_ROUND_TWICE,
+    /** While some active adapters are merged, the others that are active do not apply. */
+    PARTIAL_MERGE_DROPS_OTHERS,
+    /** A base weight changed by pissa, olora, corda, loftq or lora_ga stays changed while its adapter is off. */
+    RESIDUAL_STAYS
+}
