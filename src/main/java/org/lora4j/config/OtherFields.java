@@ -23,6 +23,8 @@ final class OtherFields {
      */
     private static final Set<String> HARMLESS = Set.of(
             "auto_mapping",
+            "lora_bias",
+            "use_dora",
             "corda_config",
             "eva_config",
             "loftq_config",

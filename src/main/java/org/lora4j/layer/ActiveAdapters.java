@@ -1,16 +1,34 @@
 package org.lora4j.layer;
 
 import java.util.List;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.PeftCompat;
 
 /**
  * Which adapters the layers of one model apply: the active ones, or on a thread that serves a mixed batch, one per
  * row. Layers read it on every forward pass.
  */
 public final class ActiveAdapters {
+    private final Set<PeftCompat> compat;
     private volatile List<String> names = List.of();
     private volatile boolean enabled = true;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
+
+    /** With everything as the formulas say. */
+    public ActiveAdapters() {
+        this(Set.of());
+    }
+
+    /** @param compat the defects of PEFT to repeat */
+    public ActiveAdapters(Set<PeftCompat> compat) {
+        this.compat = Set.copyOf(compat);
+    }
+
+    /** Whether to repeat a defect of PEFT. */
+    public boolean has(PeftCompat defect) {
+        return compat.contains(defect);
+    }
 
     /** The active adapters, in the order in which their updates are added. */
     public List<String> names() {

@@ -1,8 +1,11 @@
 package org.lora4j.layer;
 
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
+import org.bytedeco.pytorch.Tensor;
 import org.lora4j.config.LoraConfig;
 
 /**
@@ -46,6 +49,14 @@ public final class Adapter implements AutoCloseable {
     /** The adapter's copies of base parameters, by parameter path. */
     public Map<String, SavedParameter> saved() {
         return saved;
+    }
+
+    /** All tensors to train: the factors with what belongs to them, and the copied parameters. */
+    public List<Tensor> parameters() {
+        List<Tensor> parameters = new ArrayList<>();
+        weights.values().forEach(each -> parameters.addAll(each.parts().values()));
+        saved.values().forEach(each -> parameters.add(each.parameter()));
+        return parameters;
     }
 
     /** Whether its tensors get gradients while it is active. */

@@ -30,6 +30,13 @@ final class Convolution {
         return weight.view(weight.size(0), -1);
     }
 
+    /** A vector (channels) as (1, channels, 1, ...). */
+    static Tensor perChannel(Tensor vector, int dimensions) {
+        long[] shape = filled(dimensions + 2, 1);
+        shape[1] = vector.numel();
+        return vector.reshape(shape);
+    }
+
     static long[] shapeA(Tensor weight, int rank, long groups) {
         long[] shape = Tensors.shape(weight);
         shape[0] = rank;

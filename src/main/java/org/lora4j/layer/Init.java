@@ -1,5 +1,7 @@
 package org.lora4j.layer;
 
+import java.util.EnumMap;
+import java.util.Map;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -28,7 +30,7 @@ final class Init {
                         "initLoraWeights is " + config.initLoraWeights() + ", which layer '" + layer.path()
                                 + "' cannot start from: use true, false, \"gaussian\" or, for linear layers, \"orthogonal\"");
         }
-        int rank = config.rankFor(layer.path());
+        int rank = config.rankFor(layer.configPath());
         try (NoGradGuard noGrad = new NoGradGuard()) {
             TensorOptions options = new TensorOptions(layer.factorType());
             Tensor a = layer.weight().new_empty(layer.shapeA(rank), options);
@@ -53,7 +55,7 @@ final class Init {
                     b.zero_();
                 }
             }
-            return new LoraWeights(config, layer.path(), a, b);
+            return with(layer, config, a, b);
         }
     }
 
@@ -63,7 +65,7 @@ final class Init {
      * (in, r/2) and R2 (r/2, out) normal, as PEFT's {@code init_lora_weights="orthogonal"}.
      */
     private static LoraWeights orthogonal(LoraLayer layer, LoraConfig config) {
-        int rank = config.rankFor(layer.path());
+        int rank = config.rankFor(layer.configPath());
         if (!layer.isMatrix() || rank % 2 != 0) {
             throw new IllegalArgumentException(
                     "initLoraWeights is orthogonal, which needs a linear layer and an even rank,"
@@ -82,8 +84,35 @@ final class Init {
                     .matmul(q.select(1, 0))
                     .t();
             Tensor b = torch.randn(new long[] {rank / 2, out}, options).t().matmul(q.select(1, 1));
-            return new LoraWeights(config, layer.path(), tenth(layer, a), tenth(layer, b));
+            return with(layer, config, tenth(layer, a), tenth(layer, b));
         }
+    }
+
+    /**
+     * The weights with what the variants add: a bias on B that starts as zero or, with {@code init_lora_weights=false},
+     * uniform as torch.nn.Linear's; and the magnitude, which starts as the norms of the rows of W + s B A.
+     */
+    private static LoraWeights with(LoraLayer layer, LoraConfig config, Tensor a, Tensor b) {
+        Map<LoraWeights.Part, Tensor> parts = new EnumMap<>(Map.of(LoraWeights.Part.A, a, LoraWeights.Part.B, b));
+        int rank = config.rankFor(layer.configPath());
+        if (config.loraBias()) {
+            if (layer instanceof LoraEmbedding) {
+                throw new IllegalArgumentException("lora_bias is true, but layer '" + layer.path()
+                        + "' is an embedding, which has no bias: leave it out of targetModules");
+            }
+            Tensor bias = a.new_zeros(layer.outputs());
+            if (config.initLoraWeights().kind() == InitLoraWeights.Kind.RANDOM) {
+                double bound = 1 / Math.sqrt(rank);
+                torch.uniform_(bias, -bound, bound);
+            }
+            parts.put(LoraWeights.Part.BIAS, bias);
+        }
+        if (config.useDora()) {
+            Tensor norms = RowNorms.once(
+                    layer.matrix(layer.adapters().unmergedWeight(layer)), a, b, config.scale(layer.configPath()));
+            parts.put(LoraWeights.Part.MAGNITUDE, norms.to(layer.factorType()).reshape(layer.shapeMagnitude()));
+        }
+        return new LoraWeights(config, layer.configPath(), parts);
     }
 
     private static Tensor tenth(LoraLayer layer, Tensor factor) {

@@ -4,24 +4,31 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Ops;
 import org.lora4j.ops.Tensors;
 
 /** The adapters of one layer: adds their updates to outputs, merges them into the weight and takes them out again. */
 public final class LayerAdapters {
+    private static final Scalar ONE = Tensors.keep(new Scalar(1));
+
     private final String path;
     private final ActiveAdapters active;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
     /** The weight as it was before anything was merged; null while nothing is. */
     private @Nullable Tensor unmerged;
+    /** Likewise the bias, if a merged adapter changes it. */
+    private @Nullable Tensor unmergedBias;
 
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
@@ -80,6 +87,9 @@ public final class LayerAdapters {
             rows.checkBatch(path, x.size(0));
             return rows.distinct().stream().anyMatch(weights::containsKey) ? mixed(layer, x, y, rows) : y;
         }
+        if (!merged.isEmpty() && active.has(PeftCompat.PARTIAL_MERGE_DROPS_OTHERS)) {
+            return y;
+        }
         List<LoraWeights> inUse = new ArrayList<>();
         for (String name : active.names()) {
             LoraWeights found = weights.get(name);
@@ -97,9 +107,37 @@ public final class LayerAdapters {
         }
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
-            y = y.add(layer.delta(each, input(layer, each, x)), each.scaleScalar());
+            y = updated(layer, each, x, y);
+        }
+        for (LoraWeights each : inUse) {
+            y = biased(layer, each, y);
         }
         return y.to(type);
+    }
+
+    /** After all updates, since DoRA rescales no bias, as in a merged weight. */
+    private static Tensor biased(LoraLayer layer, LoraWeights weights, Tensor y) {
+        Tensor bias = weights.bias();
+        return bias == null ? y : y.add(layer.perOutput(bias), weights.scaleScalar());
+    }
+
+    /** An output with one more adapter's update, in the wider type of the two. */
+    private Tensor updated(LoraLayer layer, LoraWeights weights, Tensor x, Tensor y) {
+        boolean drops = drops(layer, weights) && x.is_floating_point();
+        Tensor typed = x.is_floating_point() ? x.to(Tensors.type(weights.a())) : x;
+        Tensor input = drops ? torch.dropout(typed, weights.dropout(), true) : typed;
+        Tensor delta = layer.delta(weights, input);
+        if (weights.magnitude() == null) {
+            return y.add(delta, weights.scaleScalar());
+        }
+        // The base part without its bias, of the same input as the update: of the dropped one where dropout is on.
+        Tensor part = drops ? layer.base(input.to(Tensors.type(layer.weight()))) : y;
+        Tensor bias = layer.bias();
+        if (bias != null && bias.defined()) {
+            part = part.sub(layer.perOutput(bias));
+        }
+        Tensor rescale = layer.perOutput(Merging.rescale(layer.matrix(unmergedWeight(layer)), weights));
+        return y.add(part.mul(rescale.sub(ONE))).add(delta.mul(rescale), weights.scaleScalar());
     }
 
     private Tensor mixed(LoraLayer layer, Tensor x, Tensor y, RowAdapters rows) {
@@ -121,9 +159,17 @@ public final class LayerAdapters {
                 continue;
             }
             Tensor at = torch.tensor(rows.rowsOf(name)).to(y.device(), torch.ScalarType.Long);
-            Tensor delta = layer.delta(each, input(layer, each, x.index_select(0, at)));
-            Tensor added = y.index_select(0, at).add(delta, each.scaleScalar());
-            y = y.index_copy(0, at, added.to(type));
+            Tensor before = y.index_select(0, at);
+            Tensor after;
+            if (active.has(PeftCompat.ROWS_ROUND_TWICE)) {
+                Tensor wide = before.to(Tensors.type(each.a()));
+                Tensor update = biased(layer, each, updated(layer, each, x.index_select(0, at), wide))
+                        .sub(before);
+                after = before.add(update.to(type));
+            } else {
+                after = biased(layer, each, updated(layer, each, x.index_select(0, at), before));
+            }
+            y = y.index_copy(0, at, after.to(type));
         }
         return y;
     }
@@ -141,7 +187,7 @@ public final class LayerAdapters {
         for (LoraWeights each : inUse) {
             grad |= GradMode.is_enabled()
                     && (each.a().requires_grad() || each.b().requires_grad());
-            if (drops(layer, each)) {
+            if (drops(layer, each) || !each.isPlain()) {
                 return false;
             }
         }
@@ -156,12 +202,9 @@ public final class LayerAdapters {
         return weights.dropout() > 0 && layer.original().is_training();
     }
 
-    private static Tensor input(LoraLayer layer, LoraWeights weights, Tensor x) {
-        if (!x.is_floating_point()) {
-            return x;
-        }
-        Tensor typed = x.to(Tensors.type(weights.a()));
-        return drops(layer, weights) ? torch.dropout(typed, weights.dropout(), true) : typed;
+    /** The weight without any merged adapter. */
+    Tensor unmergedWeight(LoraLayer layer) {
+        return unmerged == null ? layer.weight() : unmerged;
     }
 
     /** See {@link LoraLayer#merge}. */
@@ -175,28 +218,47 @@ public final class LayerAdapters {
             return;
         }
         try (NoGradGuard noGrad = new NoGradGuard()) {
-            Tensor weight = layer.weight();
-            Tensor original = unmerged == null ? Tensors.keep(weight.detach()) : unmerged;
-            Tensor result = original.contiguous().clone();
-            Ops.current()
-                    .merge(
-                            layer.matrix(result),
-                            wanted.stream().map(name -> get(name).lowRank()).toList());
-            if (safe && !torch.isfinite(result).all().item_bool()) {
+            List<LoraWeights> adapters = wanted.stream().map(this::get).toList();
+            boolean changesBias = adapters.stream().anyMatch(each -> each.bias() != null);
+            Tensor bias = layer.bias();
+            if (changesBias && (bias == null || !bias.defined())) {
+                throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
+                        + "': an adapter has a bias on B and the base layer has none to add it to; keep it unmerged");
+            }
+            Tensor original = unmerged == null ? Tensors.keep(layer.weight().detach()) : unmerged;
+            Tensor originalBias = unmergedBias;
+            Tensor result = Merging.weight(layer, original, adapters, active);
+            Tensor resultBias = null;
+            if (bias != null && (changesBias || originalBias != null)) {
+                originalBias = originalBias == null ? Tensors.keep(bias.detach()) : originalBias;
+                resultBias = Merging.bias(originalBias, adapters);
+            }
+            if (safe && !(isFinite(result) && (resultBias == null || isFinite(resultBias)))) {
                 throw new ArithmeticException("merging " + wanted + " into layer '" + path
                         + "' gives NaN or infinite weights: the adapter seems broken; check its values and scale");
             }
-            weight.set_data(result);
+            layer.weight().set_data(result);
+            if (bias != null && resultBias != null) {
+                bias.set_data(resultBias);
+            }
             unmerged = original;
+            unmergedBias = originalBias;
             merged.clear();
             merged.addAll(wanted);
         }
+    }
+
+    private static boolean isFinite(Tensor tensor) {
+        return torch.isfinite(tensor).all().item_bool();
     }
 
     /** See {@link LoraLayer#unmerge}. */
     void unmerge(LoraLayer layer) {
         if (unmerged != null) {
             layer.weight().set_data(unmerged);
+            if (unmergedBias != null) {
+                Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
+            }
             keepMerged();
         }
     }
@@ -206,6 +268,10 @@ public final class LayerAdapters {
         if (unmerged != null) {
             unmerged.close();
             unmerged = null;
+        }
+        if (unmergedBias != null) {
+            unmergedBias.close();
+            unmergedBias = null;
         }
         merged.clear();
     }

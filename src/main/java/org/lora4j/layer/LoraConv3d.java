@@ -43,7 +43,12 @@ public final class LoraConv3d extends Conv3dImpl implements LoraLayer {
 
     @Override
     public Tensor forward(Tensor x) {
-        return adapters.forward(this, x, super.forward(x));
+        return adapters.forward(this, x, base(x));
+    }
+
+    @Override
+    public Tensor base(Tensor x) {
+        return original.forward(x);
     }
 
     @Override
@@ -51,6 +56,16 @@ public final class LoraConv3d extends Conv3dImpl implements LoraLayer {
         Conv3dImpl down = weights.down() instanceof Conv3dImpl known ? known : down(weights);
         return Convolution.up(
                 down.forward(x), weights.b(), 3, options().groups().get());
+    }
+
+    @Override
+    public long outputs() {
+        return weight().size(0);
+    }
+
+    @Override
+    public Tensor perOutput(Tensor vector) {
+        return Convolution.perChannel(vector, 3);
     }
 
     @Override

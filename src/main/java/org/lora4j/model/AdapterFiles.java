@@ -16,6 +16,7 @@ import org.lora4j.format.AdapterConfigJson;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraWeights;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
@@ -43,8 +44,7 @@ final class AdapterFiles {
             adapter.weights().forEach((path, weights) -> {
                 LoraLayer layer = layers.get(path);
                 if (layer != null) {
-                    tensors.put(keyA(layer), weights.a().detach());
-                    tensors.put(keyB(layer), weights.b().detach());
+                    weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
                 }
             });
             adapter.saved()
@@ -77,9 +77,10 @@ final class AdapterFiles {
             throws IOException {
         Map<String, long[]> expected = new LinkedHashMap<>();
         layers.forEach((path, layer) -> {
-            int rank = config.rankFor(path);
-            expected.put(keyA(layer), layer.shapeA(rank));
-            expected.put(keyB(layer), layer.shapeB(rank));
+            int rank = config.rankFor(layer.configPath());
+            for (LoraWeights.Part part : LoraWeights.Part.of(config)) {
+                expected.put(key(layer, part), layer.shape(part, rank));
+            }
         });
         saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
         Path file = folder.resolve(TENSORS);
@@ -112,12 +113,17 @@ final class AdapterFiles {
         return values;
     }
 
-    static String keyA(LoraLayer layer) {
-        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_A" : ".lora_A.weight");
-    }
-
-    static String keyB(LoraLayer layer) {
-        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_B" : ".lora_B.weight");
+    /** The key of a part of an adapter at a layer. */
+    static String key(LoraLayer layer, LoraWeights.Part part) {
+        boolean embedding = layer instanceof LoraEmbedding;
+        return PREFIX
+                + layer.filePath()
+                + switch (part) {
+                    case A -> embedding ? ".lora_embedding_A" : ".lora_A.weight";
+                    case B -> embedding ? ".lora_embedding_B" : ".lora_B.weight";
+                    case BIAS -> ".lora_B.bias";
+                    case MAGNITUDE -> ".lora_magnitude_vector";
+                };
     }
 
     static String savedKey(String path, java.util.Set<String> targets) {

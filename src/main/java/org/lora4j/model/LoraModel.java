@@ -8,7 +8,6 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
@@ -16,10 +15,9 @@ import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
-import org.lora4j.layer.LoraLayer;
-import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
 
@@ -38,8 +36,10 @@ public final class LoraModel<M extends Module> {
     private static final String DEFAULT = "default";
 
     private final M base;
-    private final ActiveAdapters active = new ActiveAdapters();
+    private final ActiveAdapters active;
     private final Injector injector;
+    private final AdapterFactory factory;
+    private final MergedLayers merging;
     private final Map<String, Adapter> adapters = new LinkedHashMap<>();
     /** What was merged when adapters were disabled, to be merged again with them. */
     private List<String> mergedBeforeDisable = List.of();
@@ -51,9 +51,12 @@ public final class LoraModel<M extends Module> {
     }
 
     /** Freezes the base model; no adapter yet. */
-    LoraModel(M base) {
+    LoraModel(M base, Set<PeftCompat> compat) {
         this.base = base;
+        this.active = new ActiveAdapters(compat);
         this.injector = new Injector(base, active);
+        this.factory = new AdapterFactory(base, injector);
+        this.merging = new MergedLayers(injector);
         try (PointerScope scope = new PointerScope()) {
             Parameters.of(base).values().forEach(parameter -> parameter.set_requires_grad(false));
         }
@@ -90,15 +93,8 @@ public final class LoraModel<M extends Module> {
      */
     public void addAdapter(String name, LoraConfig config) {
         checkNew(name, config);
-        LoraConfig resolved = injector.resolve(config);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, LoraLayer> targets = injector.targets(resolved);
-            Map<String, LoraWeights> weights = new LinkedHashMap<>();
-            targets.forEach((path, layer) -> weights.put(path, layer.newWeights(resolved)));
-            Map<String, SavedParameter> saved = new LinkedHashMap<>();
-            withoutSaved(() -> injector.saved(resolved, targets.keySet())
-                    .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter))));
-            attach(new Adapter(name, resolved, weights, saved), targets, true);
+            withoutSaved(() -> attach(factory.fresh(name, config), true));
         }
     }
 
@@ -113,28 +109,8 @@ public final class LoraModel<M extends Module> {
     public void loadAdapter(Path folder, String name) throws IOException {
         LoraConfig config = AdapterFiles.readConfig(folder);
         checkNew(name, config);
-        if (config.initLoraWeights().changesBase()) {
-            throw new IllegalArgumentException("the adapter in " + folder + " started from initLoraWeights="
-                    + config.initLoraWeights()
-                    + ", which changes the base weights it belongs to: convert it to plain LoRA "
-                    + "(in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
-        }
-        LoraConfig resolved = injector.resolve(config);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, LoraLayer> targets = injector.targets(resolved);
-            Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
-            Map<String, Tensor> values = AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base));
-            Map<String, LoraWeights> weights = new LinkedHashMap<>();
-            targets.forEach((path, layer) -> {
-                Tensor a = own(values, AdapterFiles.keyA(layer), layer);
-                Tensor b = own(values, AdapterFiles.keyB(layer), layer);
-                weights.put(path, new LoraWeights(resolved, path, a, b));
-            });
-            Map<String, SavedParameter> saved = new LinkedHashMap<>();
-            withoutSaved(() -> parameters.forEach((path, parameter) -> saved.put(
-                    path,
-                    new SavedParameter(parameter, value(values, AdapterFiles.savedKey(path, targets.keySet()))))));
-            attach(new Adapter(name, resolved, weights, saved), targets, false);
+            withoutSaved(() -> attach(factory.loaded(name, config, folder), false));
         }
     }
 
@@ -151,7 +127,9 @@ public final class LoraModel<M extends Module> {
         try (PointerScope scope = new PointerScope()) {
             WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
             checkNew(name, sum.config());
-            attach(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), true);
+            attach(
+                    new AdapterFactory.Made(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers()),
+                    true);
         }
     }
 
@@ -287,16 +265,12 @@ public final class LoraModel<M extends Module> {
 
     /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */
     public void unmergeAdapter() {
-        injector.injected().values().forEach(LoraLayer::unmerge);
+        merging.unmerge();
     }
 
     /** The adapters now part of the weights of some layer. */
     public List<String> mergedAdapters() {
-        Set<String> merged = new LinkedHashSet<>();
-        injector.injected()
-                .values()
-                .forEach(layer -> merged.addAll(layer.adapters().merged()));
-        return List.copyOf(merged);
+        return merging.merged();
     }
 
     /** Removes all adapters and gives the base model back as it was. This object is of no use afterwards. */
@@ -321,7 +295,7 @@ public final class LoraModel<M extends Module> {
      */
     public M mergeAndUnload(boolean safe, Progress progress) {
         merge(active.names(), safe, progress);
-        injector.injected().values().forEach(LoraLayer::keepMerged);
+        merging.keep();
         for (String name : active.names()) {
             adapter(name).saved().values().forEach(SavedParameter::keepActive);
         }
@@ -335,11 +309,7 @@ public final class LoraModel<M extends Module> {
             for (String name : active.names()) {
                 Adapter adapter = adapter(name);
                 if (adapter.trainable()) {
-                    adapter.weights().values().forEach(weights -> {
-                        parameters.add(weights.a());
-                        parameters.add(weights.b());
-                    });
-                    adapter.saved().values().forEach(saved -> parameters.add(saved.parameter()));
+                    parameters.addAll(adapter.parameters());
                 }
             }
         }
@@ -415,8 +385,9 @@ public final class LoraModel<M extends Module> {
         }
     }
 
-    private void attach(Adapter adapter, Map<String, LoraLayer> layers, boolean trainable) {
-        injector.inject(layers);
+    private void attach(AdapterFactory.Made made, boolean trainable) {
+        Adapter adapter = made.adapter();
+        injector.inject(made.layers());
         adapters.put(adapter.name(), adapter);
         adapter.weights()
                 .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
@@ -442,8 +413,13 @@ public final class LoraModel<M extends Module> {
         return active.enabled() && active.names().contains(adapter.name());
     }
 
+    /** Work that may fail to read a file. */
+    private interface Work<E extends Exception> {
+        void run() throws E;
+    }
+
     /** Runs something while the base model's own parameters are in place. */
-    private void withoutSaved(Runnable work) {
+    private <E extends Exception> void withoutSaved(Work<E> work) throws E {
         adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
         try {
             work.run();
@@ -452,39 +428,9 @@ public final class LoraModel<M extends Module> {
         }
     }
 
-    /** A value that {@link AdapterFiles#read} has made sure of. */
-    private static Tensor value(Map<String, Tensor> values, String key) {
-        return Objects.requireNonNull(values.get(key), key);
-    }
-
-    private static Tensor own(Map<String, Tensor> values, String key, LoraLayer layer) {
-        return value(values, key)
-                .to(layer.weight().device(), layer.factorType())
-                .contiguous()
-                .clone();
-    }
-
-    /** Merges adapters beside those merged already: into all layers or, on an error, none. */
     private void merge(List<String> names, boolean safe, Progress progress) {
         names.forEach(this::adapter);
-        List<LoraLayer> layers = List.copyOf(injector.injected().values());
-        List<LoraLayer> changed = new ArrayList<>();
-        List<List<String>> before = new ArrayList<>();
-        try (PointerScope scope = new PointerScope()) {
-            for (LoraLayer layer : layers) {
-                Set<String> after = new LinkedHashSet<>(layer.adapters().merged());
-                before.add(List.copyOf(after));
-                changed.add(layer);
-                after.addAll(names);
-                layer.merge(List.copyOf(after), safe);
-                progress.step(changed.size(), layers.size(), layer.path());
-            }
-        } catch (RuntimeException e) {
-            for (int i = 0; i < changed.size(); i++) {
-                changed.get(i).merge(before.get(i), false);
-            }
-            throw e;
-        }
+        merging.merge(names, safe, progress);
     }
 
     private M remove() {
