@@ -91,6 +91,13 @@ public final class Adapter implements AutoCloseable {
         weights.values().forEach(each -> each.multiplyScale(factor));
     }
 
+    /** Scales every layer by r and lora_alpha alone, for {@code PeftCompat.HOTSWAP_IGNORES_PATTERNS}. */
+    public void ignorePatterns() {
+        LoraConfig plain =
+                config.toBuilder().rankPattern(Map.of()).alphaPattern(Map.of()).build();
+        weights.forEach((path, each) -> each.multiplyScale(plain.scale(path) / each.scale()));
+    }
+
     private void checkFactor(double factor) {
         if (!Double.isFinite(factor)) {
             throw new IllegalArgumentException("scale factor " + factor + " of adapter \"" + name

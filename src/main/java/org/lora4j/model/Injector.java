@@ -47,6 +47,11 @@ final class Injector {
         this.active = active;
     }
 
+    /** What the layers of the model read. */
+    ActiveAdapters active() {
+        return active;
+    }
+
     /** The dotted paths of all modules. */
     Set<String> paths() {
         return tree.paths();

@@ -115,6 +115,35 @@ public final class LoraModel<M extends Module> {
     }
 
     /**
+     * Replaces an adapter by one in a folder, under the same name and in the same place: it is active, trainable and
+     * scaled as configured if the old one was. Ranks, patterns, targets and variants may differ. What PEFT calls {@code
+     * hotswap_adapter}.
+     *
+     * @throws IllegalArgumentException if there is no adapter of this name, or listing every tensor that does not fit;
+     *     nothing changes then
+     * @throws IllegalStateException if the adapter is merged
+     * @throws IOException if a file cannot be read or is defective
+     */
+    public void hotswap(String name, Path folder) throws IOException {
+        Adapter old = adapter(name);
+        checkNotMerged(name);
+        LoraConfig config = AdapterFiles.readConfig(folder);
+        checkBiases(name, config);
+        try (PointerScope scope = new PointerScope()) {
+            withoutSaved(() -> {
+                AdapterFactory.Made made = factory.loaded(name, config, folder);
+                if (active.has(PeftCompat.HOTSWAP_IGNORES_PATTERNS)) {
+                    made.adapter().ignorePatterns();
+                }
+                injector.inject(made.layers());
+                injector.injected().values().forEach(layer -> layer.adapters().remove(name));
+                old.close();
+                attach(made, old.trainable());
+            });
+        }
+    }
+
+    /**
      * Adds the weighted sum of adapters as a new adapter, exactly: PEFT's {@code add_weighted_adapter} with
      * {@code combination_type="cat"}. Its rank is the sum of theirs, its scale 1. It is not made active.
      *
@@ -234,9 +263,7 @@ public final class LoraModel<M extends Module> {
      */
     public void deleteAdapter(String name) {
         Adapter deleted = adapter(name);
-        if (mergedAdapters().contains(name)) {
-            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
-        }
+        checkNotMerged(name);
         List<String> left = new ArrayList<>(active.names());
         left.remove(name);
         adapters.remove(name);
@@ -377,11 +404,23 @@ public final class LoraModel<M extends Module> {
             throw new IllegalArgumentException(
                     "there is an adapter \"" + name + "\" already: delete it first or use another name");
         }
+        checkBiases(name, config);
+    }
+
+    private void checkBiases(String name, LoraConfig config) {
+        List<String> others =
+                adapters.keySet().stream().filter(other -> !other.equals(name)).toList();
         boolean biases = config.bias() != BiasMode.NONE
-                || adapters.values().stream().anyMatch(a -> a.config().bias() != BiasMode.NONE);
-        if (biases && !adapters.isEmpty()) {
-            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + adapters.keySet()
+                || others.stream().anyMatch(other -> adapter(other).config().bias() != BiasMode.NONE);
+        if (biases && !others.isEmpty()) {
+            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + others
                     + ": adapters that train biases must be alone on a model; set bias to none");
+        }
+    }
+
+    private void checkNotMerged(String name) {
+        if (mergedAdapters().contains(name)) {
+            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
         }
     }
 
