@@ -39,6 +39,11 @@ public final class LayerAdapters {
         return path;
     }
 
+    /** Whether a convolution's A forgets padding mode and dilation, as in PEFT. */
+    boolean ignoresOptions() {
+        return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);
+    }
+
     /** The names of the adapters this layer has, in the order they were added. */
     public Set<String> names() {
         return Set.copyOf(weights.keySet());
@@ -145,7 +150,7 @@ public final class LayerAdapters {
                 .filter(weights::containsKey)
                 .map(this::get)
                 .toList();
-        if (inPlace(layer, x, y, inUse)) {
+        if (!active.has(PeftCompat.ROWS_ROUND_TWICE) && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);

@@ -12,6 +12,7 @@ import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.SavedParameter;
+import org.lora4j.ops.Tensors;
 
 /** Makes the adapters of one model: new ones, and those in files. The model does not change. */
 final class AdapterFactory {
@@ -78,7 +79,10 @@ final class AdapterFactory {
     }
 
     /** A copy in memory of our own, in the type of the layer's factors: the file stays mapped no longer than needed. */
-    private static Tensor own(Tensor value, LoraLayer layer) {
+    private Tensor own(Tensor value, LoraLayer layer) {
+        if (injector.active().has(PeftCompat.LOW_MEMORY_ROUNDS)) {
+            value = value.to(Tensors.type(layer.weight()));
+        }
         return value.to(layer.weight().device(), layer.factorType())
                 .contiguous()
                 .clone();

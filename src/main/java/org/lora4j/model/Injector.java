@@ -18,6 +18,7 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.HfConv1D;
 import org.lora4j.layer.LoraConv1d;
@@ -158,8 +159,9 @@ final class Injector {
     Map<String, Tensor> saved(LoraConfig config, Set<String> targets) {
         Set<String> modules = new LinkedHashSet<>();
         for (String path : tree.paths()) {
-            // Without a dot before the name, as in PEFT.
-            if (config.modulesToSave().stream().anyMatch(path::endsWith)) {
+            boolean bySuffix = active.has(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX);
+            if (config.modulesToSave().stream()
+                    .anyMatch(name -> path.equals(name) || path.endsWith(bySuffix ? name : "." + name))) {
                 modules.add(path);
             }
         }

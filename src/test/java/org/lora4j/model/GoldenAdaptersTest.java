@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
@@ -20,6 +21,7 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
@@ -191,7 +193,11 @@ class GoldenAdaptersTest {
         LoraModel<Module> model = null;
         for (GoldenCase.Saved adapter : golden.adapters()) {
             if (model == null) {
-                model = Lora.load(base, adapter.folder(), adapter.name());
+                // PEFT takes names in modules_to_save for any end of a path.
+                Set<PeftCompat> compat = golden.folder.endsWith("llama_modules_to_save_suffix")
+                        ? Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX)
+                        : Set.of();
+                model = Lora.load(base, adapter.folder(), adapter.name(), compat);
             } else {
                 model.loadAdapter(adapter.folder(), adapter.name());
             }
