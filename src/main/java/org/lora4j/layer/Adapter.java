@@ -55,7 +55,7 @@ public final class Adapter implements AutoCloseable {
     public List<Tensor> parameters() {
         List<Tensor> parameters = new ArrayList<>();
         weights.values().forEach(each -> parameters.addAll(each.parts().values()));
-        saved.values().forEach(each -> parameters.add(each.parameter()));
+        saved.values().stream().filter(SavedParameter::trains).forEach(each -> parameters.add(each.parameter()));
         return parameters;
     }
 
@@ -109,7 +109,7 @@ public final class Adapter implements AutoCloseable {
     public void requiresGrad(boolean requires) {
         weights.values().forEach(each -> each.requiresGrad(requires));
         saved.values().stream()
-                .filter(SavedParameter::isActive)
+                .filter(each -> each.isActive() && each.trains())
                 .forEach(each -> each.parameter().set_requires_grad(requires));
     }
 

@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Consumer;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -29,6 +30,9 @@ public final class LayerAdapters {
     private @Nullable Tensor unmerged;
     /** Likewise the bias, if a merged adapter changes it. */
     private @Nullable Tensor unmergedBias;
+
+    /** Sees the inputs of the layer while an initialisation collects statistics; null otherwise. */
+    private volatile @Nullable Consumer<Tensor> probe;
 
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
@@ -63,6 +67,11 @@ public final class LayerAdapters {
         return found;
     }
 
+    /** Shows every input of the layer to a consumer, on the thread of the forward pass; null for none. */
+    public void probe(@Nullable Consumer<Tensor> consumer) {
+        probe = consumer;
+    }
+
     /** The adapters now part of the weight, in the order they were merged. */
     public List<String> merged() {
         return List.copyOf(merged);
@@ -84,6 +93,10 @@ public final class LayerAdapters {
      * @param y the base module's output, which may be changed in place
      */
     Tensor forward(LoraLayer layer, Tensor x, Tensor y) {
+        Consumer<Tensor> watching = probe;
+        if (watching != null) {
+            watching.accept(x);
+        }
         if (weights.isEmpty() || !active.enabled()) {
             return y;
         }

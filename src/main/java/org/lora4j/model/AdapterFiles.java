@@ -51,9 +51,11 @@ final class AdapterFiles {
                     weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
                 }
             });
-            adapter.saved()
-                    .forEach((path, saved) ->
-                            tensors.put(savedKey(path, adapter), saved.value().detach()));
+            adapter.saved().forEach((path, saved) -> {
+                if (saved.trains()) {
+                    tensors.put(savedKey(path, adapter), saved.value().detach());
+                }
+            });
             TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
         }
         LoraConfig config = adapter.config().toBuilder()
