@@ -40,6 +40,7 @@ public final class LoraModel<M extends Module> {
     private final Injector injector;
     private final AdapterFactory factory;
     private final MergedLayers merging;
+    private final Invocations invocations;
     private final Map<String, Adapter> adapters = new LinkedHashMap<>();
     /** What was merged when adapters were disabled, to be merged again with them. */
     private List<String> mergedBeforeDisable = List.of();
@@ -57,6 +58,10 @@ public final class LoraModel<M extends Module> {
         this.injector = new Injector(base, active);
         this.factory = new AdapterFactory(base, injector);
         this.merging = new MergedLayers(injector);
+        this.invocations = new Invocations(active, adapters);
+        if (base instanceof TokenSource source) {
+            source.listener(invocations);
+        }
         try (PointerScope scope = new PointerScope()) {
             Parameters.of(base).values().forEach(parameter -> parameter.set_requires_grad(false));
         }
@@ -224,6 +229,18 @@ public final class LoraModel<M extends Module> {
         RowAdapters before = active.rows();
         active.rows(new RowAdapters(List.of(names)));
         return () -> active.rows(before);
+    }
+
+    /**
+     * Tells the activated adapters (aLoRA), which start at the last occurrence of their {@code alora_invocation_tokens},
+     * where that is, on this thread, until the scope is closed: around a forward pass, or around a prompt's pass and those
+     * over the tokens generated after it. Where the tokens are missing, the adapter does not apply. A {@code CausalLM} does this itself.
+     *
+     * @param inputIds int64 (B, T): the tokens of the rows; negative at padding
+     * @throws IllegalArgumentException if the ids have another shape or type
+     */
+    public Scope invocation(Tensor inputIds) {
+        return invocations.open(inputIds);
     }
 
     /**
@@ -434,6 +451,9 @@ public final class LoraModel<M extends Module> {
     }
 
     private M remove() {
+        if (base instanceof TokenSource source) {
+            source.listener(null);
+        }
         injector.removeAll();
         adapters.values().forEach(Adapter::close);
         adapters.clear();
