@@ -22,6 +22,7 @@ final class OtherFields {
      * key switches on.
      */
     private static final Set<String> HARMLESS = Set.of(
+            "alora_invocation_tokens",
             "auto_mapping",
             "lora_bias",
             "use_dora",

@@ -14,6 +14,7 @@ public final class ActiveAdapters {
     private volatile List<String> names = List.of();
     private volatile boolean enabled = true;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
+    private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
 
     /** With everything as the formulas say. */
     public ActiveAdapters() {
@@ -57,6 +58,19 @@ public final class ActiveAdapters {
             rows.remove();
         } else {
             rows.set(batch);
+        }
+    }
+
+    /** Where activated adapters start in the batch this thread is working on, or null if its tokens are not known. */
+    public @Nullable Invocation invocation() {
+        return invocation.get();
+    }
+
+    public void invocation(@Nullable Invocation found) {
+        if (found == null) {
+            invocation.remove();
+        } else {
+            invocation.set(found);
         }
     }
 }

@@ -1,12 +1,14 @@
 package org.lora4j.layer;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import java.util.function.Consumer;
+import java.util.stream.IntStream;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -120,17 +122,74 @@ public final class LayerAdapters {
         }
         if (inUse.size() == 1 && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = List.of(inUse.get(0).lowRank());
-            update(x, y, new int[(int) (y.numel() / y.size(-1))], table);
+            update(x, y, reached(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
-            y = updated(layer, each, x, y);
+            y = whereReached(each, x, y, null, (in, out) -> updated(layer, each, in, out));
         }
         for (LoraWeights each : inUse) {
-            y = biased(layer, each, y);
+            if (each.bias() != null) {
+                y = whereReached(each, x, y, null, (in, out) -> biased(layer, each, out));
+            }
         }
         return y.to(type);
+    }
+
+    /** A change of a layer's output, given its input. */
+    private interface Change {
+        Tensor apply(Tensor x, Tensor y);
+    }
+
+    /**
+     * The output with a change at some rows, or all if null; for an activated adapter at the vectors of those rows that its
+     * invocation reaches.
+     */
+    private Tensor whereReached(LoraWeights weights, Tensor x, Tensor y, long @Nullable [] rows, Change change) {
+        if (weights.invocationTokens().isEmpty()) {
+            return rows == null ? change.apply(x, y) : changed(rows, x, y, change);
+        }
+        boolean[] reached = invocation(weights).reached(path, weights.invocationTokens(), y);
+        int perRow = reached.length / (int) Math.max(y.size(0), 1);
+        long[] vectors = IntStream.range(0, reached.length)
+                .filter(i -> reached[i] && (rows == null || Arrays.binarySearch(rows, i / perRow) >= 0))
+                .asLongStream()
+                .toArray();
+        return changed(vectors, x.reshape(-1, x.size(-1)), y.reshape(-1, y.size(-1)), change)
+                .view(Tensors.shape(y));
+    }
+
+    /** The output with a change at some places along the first dimension. */
+    private static Tensor changed(long[] places, Tensor x, Tensor y, Change change) {
+        Tensor at = Tensor.create(places).to(y.device(), torch.ScalarType.Long);
+        Tensor after = change.apply(x.index_select(0, at), y.index_select(0, at));
+        return y.to(Tensors.type(after)).index_copy(0, at, after);
+    }
+
+    /** What the vectors of an output get, but for those an activated adapter does not apply to: these get -1. */
+    private int[] reached(List<LoraWeights> table, Tensor y, int[] index) {
+        for (int slot = 0; slot < table.size(); slot++) {
+            List<Integer> tokens = table.get(slot).invocationTokens();
+            if (!tokens.isEmpty()) {
+                boolean[] reached = invocation(table.get(slot)).reached(path, tokens, y);
+                for (int i = 0; i < index.length; i++) {
+                    index[i] = index[i] == slot && !reached[i] ? -1 : index[i];
+                }
+            }
+        }
+        return index;
+    }
+
+    private Invocation invocation(LoraWeights weights) {
+        Invocation invocation = active.invocation();
+        if (invocation == null) {
+            throw new IllegalStateException(
+                    "layer '" + path + "' applies an adapter that starts at its invocation tokens "
+                            + weights.invocationTokens() + ", but the tokens of this pass are not known: open "
+                            + "LoraModel.invocation(inputIds) around the forward pass, on its thread");
+        }
+        return invocation;
     }
 
     /** After all updates, since DoRA rescales no bias, as in a merged weight. */
@@ -167,7 +226,7 @@ public final class LayerAdapters {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);
-            update(x, y, index, table);
+            update(x, y, reached(inUse, y, index), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
@@ -176,18 +235,14 @@ public final class LayerAdapters {
             if (each == null) {
                 continue;
             }
-            Tensor at = torch.tensor(rows.rowsOf(name)).to(y.device(), torch.ScalarType.Long);
-            Tensor before = y.index_select(0, at);
-            Tensor after;
-            if (active.has(PeftCompat.ROWS_ROUND_TWICE)) {
-                Tensor wide = before.to(Tensors.type(each.a()));
-                Tensor update = biased(layer, each, updated(layer, each, x.index_select(0, at), wide))
-                        .sub(before);
-                after = before.add(update.to(type));
-            } else {
-                after = biased(layer, each, updated(layer, each, x.index_select(0, at), before));
-            }
-            y = y.index_copy(0, at, after.to(type));
+            boolean twice = active.has(PeftCompat.ROWS_ROUND_TWICE)
+                    && each.invocationTokens().isEmpty();
+            Change change = (in, before) -> {
+                Tensor wide = twice ? before.to(Tensors.type(each.a())) : before;
+                Tensor after = biased(layer, each, updated(layer, each, in, wide));
+                return twice ? before.add(after.sub(before).to(type)) : after.to(type);
+            };
+            y = whereReached(each, x, y, rows.rowsOf(name), change);
         }
         return y;
     }
@@ -237,6 +292,13 @@ public final class LayerAdapters {
         }
         try (NoGradGuard noGrad = new NoGradGuard()) {
             List<LoraWeights> adapters = wanted.stream().map(this::get).toList();
+            for (LoraWeights each : adapters) {
+                if (!each.invocationTokens().isEmpty()) {
+                    throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
+                            + "': an adapter applies from its invocation tokens " + each.invocationTokens()
+                            + " on, and a weight is the same for all tokens; keep it unmerged");
+                }
+            }
             boolean changesBias = adapters.stream().anyMatch(each -> each.bias() != null);
             Tensor bias = layer.bias();
             if (changesBias && (bias == null || !bias.defined())) {

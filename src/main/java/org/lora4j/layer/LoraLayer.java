@@ -95,6 +95,21 @@ public sealed interface LoraLayer permits LoraLinear, LoraHfConv1D, LoraEmbeddin
         return path();
     }
 
+    /**
+     * Checks what a configuration asks for beyond plain LoRA.
+     *
+     * @throws IllegalArgumentException naming the field, if this kind of layer cannot do it
+     */
+    default void check(LoraConfig config) {
+        if (!config.invocationTokens().isEmpty() && !isMatrix()) {
+            throw new IllegalArgumentException(
+                    "alora_invocation_tokens is " + config.invocationTokens() + ", but layer '"
+                            + path() + "' is a " + type()
+                            + ", and only linear layers know which token a vector belongs to: leave "
+                            + "it out of targetModules");
+        }
+    }
+
     /** New factors as {@code config.initLoraWeights()} says, of {@link #factorType()}. */
     default LoraWeights newWeights(LoraConfig config) {
         return Init.weights(this, config);

@@ -52,6 +52,7 @@ public final class LoraWeights implements AutoCloseable {
     private double scaling;
     private Scalar scale;
     private final double dropout;
+    private final List<Integer> invocationTokens;
     /** The convolution that applies A, sharing its tensor; null for layers that are plain matrices. */
     private @Nullable Module down;
 
@@ -83,6 +84,7 @@ public final class LoraWeights implements AutoCloseable {
         this.scaling = initialScale;
         this.scale = Tensors.keep(new Scalar(scaling));
         this.dropout = config.loraDropout();
+        this.invocationTokens = config.invocationTokens();
     }
 
     /** The factor A; see the class for shapes. */
@@ -148,6 +150,11 @@ public final class LoraWeights implements AutoCloseable {
 
     public double dropout() {
         return dropout;
+    }
+
+    /** The tokens from which on the adapter applies (aLoRA); empty if it applies everywhere. */
+    public List<Integer> invocationTokens() {
+        return invocationTokens;
     }
 
     /** The update as matrices: A (r, in), B (out, r), where a convolution's A is flattened. Views, not copies. */

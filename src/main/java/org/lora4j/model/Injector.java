@@ -112,7 +112,9 @@ final class Injector {
             excluded |= verdict == TargetMatcher.Verdict.EXCLUDED;
             if (verdict == TargetMatcher.Verdict.TARGET) {
                 LoraLayer known = injected.get(path);
-                targets.put(path, known == null ? newLayer(path) : known);
+                LoraLayer layer = known == null ? newLayer(path) : known;
+                layer.check(config);
+                targets.put(path, layer);
             }
         }
         boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names

@@ -4,7 +4,6 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -13,7 +12,6 @@ import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
-import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
@@ -40,7 +38,8 @@ public final class LoraModel<M extends Module> {
     private final Injector injector;
     private final AdapterFactory factory;
     private final MergedLayers merging;
-    private final Map<String, Adapter> adapters = new LinkedHashMap<>();
+    private final Invocations invocations;
+    private final AttachedAdapters adapters;
     /** What was merged when adapters were disabled, to be merged again with them. */
     private List<String> mergedBeforeDisable = List.of();
 
@@ -57,6 +56,11 @@ public final class LoraModel<M extends Module> {
         this.injector = new Injector(base, active);
         this.factory = new AdapterFactory(base, injector);
         this.merging = new MergedLayers(injector);
+        this.adapters = new AttachedAdapters(active, injector);
+        this.invocations = new Invocations(active, adapters);
+        if (base instanceof TokenSource source) {
+            source.listener(invocations);
+        }
         try (PointerScope scope = new PointerScope()) {
             Parameters.of(base).values().forEach(parameter -> parameter.set_requires_grad(false));
         }
@@ -69,7 +73,7 @@ public final class LoraModel<M extends Module> {
 
     /** The names of all adapters, in the order they were added. */
     public List<String> adapterNames() {
-        return List.copyOf(adapters.keySet());
+        return adapters.names();
     }
 
     /**
@@ -78,12 +82,7 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if there is none of this name
      */
     public Adapter adapter(String name) {
-        Adapter found = adapters.get(name);
-        if (found == null) {
-            throw new IllegalArgumentException(
-                    "no adapter \"" + name + "\", only " + adapters.keySet() + ": add or load it first");
-        }
-        return found;
+        return adapters.get(name);
     }
 
     /**
@@ -92,9 +91,9 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if the name is taken or the configuration does not fit the model
      */
     public void addAdapter(String name, LoraConfig config) {
-        checkNew(name, config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            withoutSaved(() -> attach(factory.fresh(name, config), true));
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config), true));
         }
     }
 
@@ -108,9 +107,9 @@ public final class LoraModel<M extends Module> {
      */
     public void loadAdapter(Path folder, String name) throws IOException {
         LoraConfig config = AdapterFiles.readConfig(folder);
-        checkNew(name, config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            withoutSaved(() -> attach(factory.loaded(name, config, folder), false));
+            adapters.withoutSaved(() -> adapters.attach(factory.loaded(name, config, folder), false));
         }
     }
 
@@ -128,17 +127,17 @@ public final class LoraModel<M extends Module> {
         Adapter old = adapter(name);
         checkNotMerged(name);
         LoraConfig config = AdapterFiles.readConfig(folder);
-        checkBiases(name, config);
+        adapters.checkBiases(name, config);
         try (PointerScope scope = new PointerScope()) {
-            withoutSaved(() -> {
+            adapters.withoutSaved(() -> {
                 AdapterFactory.Made made = factory.loaded(name, config, folder);
                 if (active.has(PeftCompat.HOTSWAP_IGNORES_PATTERNS)) {
                     made.adapter().ignorePatterns();
                 }
                 injector.inject(made.layers());
-                injector.injected().values().forEach(layer -> layer.adapters().remove(name));
+                adapters.detach(name);
                 old.close();
-                attach(made, old.trainable());
+                adapters.attach(made, old.trainable());
             });
         }
     }
@@ -155,8 +154,8 @@ public final class LoraModel<M extends Module> {
         names.forEach(this::adapter);
         try (PointerScope scope = new PointerScope()) {
             WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
-            checkNew(name, sum.config());
-            attach(
+            adapters.checkNew(name, sum.config());
+            adapters.attach(
                     new AdapterFactory.Made(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers()),
                     true);
         }
@@ -171,18 +170,10 @@ public final class LoraModel<M extends Module> {
      */
     public void setActive(String... names) {
         Set<String> wanted = new LinkedHashSet<>(Arrays.asList(names));
-        Set<String> parameters = new TreeSet<>();
-        for (String name : wanted) {
-            for (String path : adapter(name).saved().keySet()) {
-                if (!parameters.add(path)) {
-                    throw new IllegalArgumentException("several of the adapters " + wanted + " have a copy of '" + path
-                            + "': activate one of them at a time");
-                }
-            }
-        }
+        adapters.checkTogether(wanted);
         unmergeAdapter();
         active.names(List.copyOf(wanted));
-        apply();
+        adapters.apply();
     }
 
     /** The active adapters, in the order in which their updates are added. */
@@ -193,7 +184,7 @@ public final class LoraModel<M extends Module> {
     /** Sets whether an adapter gets gradients while it is active. */
     public void setTrainable(String name, boolean trainable) {
         adapter(name).trainable(trainable);
-        apply();
+        adapters.apply();
     }
 
     /** Whether adapters apply at all. */
@@ -207,7 +198,7 @@ public final class LoraModel<M extends Module> {
             mergedBeforeDisable = mergedAdapters();
             unmergeAdapter();
             active.enabled(false);
-            apply();
+            adapters.apply();
         }
     }
 
@@ -215,7 +206,7 @@ public final class LoraModel<M extends Module> {
     public void enable() {
         if (!active.enabled()) {
             active.enabled(true);
-            apply();
+            adapters.apply();
             merge(mergedBeforeDisable, false, Progress.NONE);
             mergedBeforeDisable = List.of();
         }
@@ -256,6 +247,18 @@ public final class LoraModel<M extends Module> {
     }
 
     /**
+     * Tells the activated adapters (aLoRA), which start at the last occurrence of their {@code alora_invocation_tokens},
+     * where that is, on this thread, until the scope is closed: around a forward pass, or around a prompt's pass and those
+     * over the tokens generated after it. Where the tokens are missing, the adapter does not apply. A {@code CausalLM} does this itself.
+     *
+     * @param inputIds int64 (B, T): the tokens of the rows; negative at padding
+     * @throws IllegalArgumentException if the ids have another shape or type
+     */
+    public Scope invocation(Tensor inputIds) {
+        return invocations.open(inputIds);
+    }
+
+    /**
      * Deletes an adapter and frees its tensors. If it was the only active one, the first of the others by name becomes
      * active, as in PEFT.
      *
@@ -266,14 +269,13 @@ public final class LoraModel<M extends Module> {
         checkNotMerged(name);
         List<String> left = new ArrayList<>(active.names());
         left.remove(name);
-        adapters.remove(name);
-        if (left.isEmpty() && active.names().contains(name) && !adapters.isEmpty()) {
-            left.add(new TreeSet<>(adapters.keySet()).first());
+        adapters.delete(name);
+        if (left.isEmpty() && active.names().contains(name) && !adapters.names().isEmpty()) {
+            left.add(new TreeSet<>(adapters.names()).first());
         }
-        injector.injected().values().forEach(layer -> layer.adapters().remove(name));
         active.names(left);
         deleted.close();
-        apply();
+        adapters.apply();
     }
 
     /**
@@ -303,7 +305,7 @@ public final class LoraModel<M extends Module> {
     /** Removes all adapters and gives the base model back as it was. This object is of no use afterwards. */
     public M unload() {
         unmergeAdapter();
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+        adapters.deactivateSaved();
         return remove();
     }
 
@@ -371,7 +373,7 @@ public final class LoraModel<M extends Module> {
                     active.enabled(),
                     active.names(),
                     mergedAdapters(),
-                    List.copyOf(new TreeSet<>(adapters.keySet())));
+                    List.copyOf(new TreeSet<>(adapters.names())));
         }
     }
 
@@ -381,7 +383,7 @@ public final class LoraModel<M extends Module> {
      * @throws IOException if a file cannot be written
      */
     public void save(Path folder) throws IOException {
-        for (String name : adapters.keySet()) {
+        for (String name : adapters.names()) {
             save(name.equals(DEFAULT) ? folder : folder.resolve(name), name);
         }
     }
@@ -395,75 +397,9 @@ public final class LoraModel<M extends Module> {
         AdapterFiles.write(folder, adapter(name), injector.injected());
     }
 
-    private void checkNew(String name, LoraConfig config) {
-        if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(BASE)) {
-            throw new IllegalArgumentException("an adapter cannot be called \"" + name
-                    + "\": use a name that is not empty, not \"" + BASE + "\" and has no dot");
-        }
-        if (adapters.containsKey(name)) {
-            throw new IllegalArgumentException(
-                    "there is an adapter \"" + name + "\" already: delete it first or use another name");
-        }
-        checkBiases(name, config);
-    }
-
-    private void checkBiases(String name, LoraConfig config) {
-        List<String> others =
-                adapters.keySet().stream().filter(other -> !other.equals(name)).toList();
-        boolean biases = config.bias() != BiasMode.NONE
-                || others.stream().anyMatch(other -> adapter(other).config().bias() != BiasMode.NONE);
-        if (biases && !others.isEmpty()) {
-            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + others
-                    + ": adapters that train biases must be alone on a model; set bias to none");
-        }
-    }
-
     private void checkNotMerged(String name) {
         if (mergedAdapters().contains(name)) {
             throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
-        }
-    }
-
-    private void attach(AdapterFactory.Made made, boolean trainable) {
-        Adapter adapter = made.adapter();
-        injector.inject(made.layers());
-        adapters.put(adapter.name(), adapter);
-        adapter.weights()
-                .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
-        adapter.trainable(trainable);
-        apply();
-    }
-
-    /** Brings parameters and gradients in line with what is active. */
-    private void apply() {
-        adapters.values().forEach(adapter -> {
-            if (!isOn(adapter)) {
-                adapter.requiresGrad(false);
-                adapter.saved().values().forEach(SavedParameter::deactivate);
-            }
-        });
-        adapters.values().stream().filter(this::isOn).forEach(adapter -> {
-            adapter.saved().values().forEach(SavedParameter::activate);
-            adapter.requiresGrad(adapter.trainable());
-        });
-    }
-
-    private boolean isOn(Adapter adapter) {
-        return active.enabled() && active.names().contains(adapter.name());
-    }
-
-    /** Work that may fail to read a file. */
-    private interface Work<E extends Exception> {
-        void run() throws E;
-    }
-
-    /** Runs something while the base model's own parameters are in place. */
-    private <E extends Exception> void withoutSaved(Work<E> work) throws E {
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
-        try {
-            work.run();
-        } finally {
-            apply();
         }
     }
 
@@ -473,9 +409,11 @@ public final class LoraModel<M extends Module> {
     }
 
     private M remove() {
+        if (base instanceof TokenSource source) {
+            source.listener(null);
+        }
         injector.removeAll();
-        adapters.values().forEach(Adapter::close);
-        adapters.clear();
+        adapters.close();
         active.names(List.of());
         return base;
     }

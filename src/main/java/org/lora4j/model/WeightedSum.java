@@ -90,6 +90,12 @@ final class WeightedSum {
             }
         }
         for (Adapter adapter : adapters) {
+            if (!adapter.config().invocationTokens().isEmpty()) {
+                throw new IllegalArgumentException(
+                        "adapter \"" + adapter.name() + "\" applies from its invocation tokens "
+                                + adapter.config().invocationTokens()
+                                + " on, which a sum of adapters cannot express: leave it out");
+            }
             if (!adapter.saved().isEmpty()) {
                 throw new IllegalArgumentException("adapter \"" + adapter.name() + "\" has copies of "
                         + adapter.saved().keySet()

@@ -79,7 +79,7 @@ class AdapterConfigJsonTest {
         "dora, 'trainable_token_indices use_dora'",
         "lora_bias, 'ensure_weight_tying lora_bias'",
         "replication, 'layer_replication target_parameters'",
-        "alora, alora_invocation_tokens",
+        "alora, ''",
         "kasa, kasa_config",
         "velora, velora_config",
         "arrow, arrow_config",

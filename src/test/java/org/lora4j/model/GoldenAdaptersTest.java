@@ -36,11 +36,14 @@ class GoldenAdaptersTest {
     private static final ParityReport REPORT = new ParityReport(GoldenAdaptersTest.class);
 
     /** The folders of cases whose adapters load as they are. */
-    private static final List<String> GROUPS = List.of("adapters", "dora", "lora_bias", "bias", "combos");
+    private static final List<String> GROUPS = List.of("adapters", "dora", "lora_bias", "bias", "combos", "alora");
+
+    /** Cases that are in no group of their own. */
+    private static final List<String> OTHERS = List.of("other_methods/alora");
 
     /** Every case as group/name. */
     static Stream<String> cases() throws IOException {
-        List<String> cases = new ArrayList<>();
+        List<String> cases = new ArrayList<>(OTHERS);
         for (String group : GROUPS) {
             if (Files.isDirectory(GoldenCase.GOLDEN.resolve(group))) {
                 GoldenCase.names(group).forEach(name -> cases.add(group + "/" + name));
@@ -95,12 +98,15 @@ class GoldenAdaptersTest {
         }
     }
 
-    /** All but rows, which are never merged, and convolutions with groups, which LoraModelTest holds to be refused. */
+    /**
+     * All but rows, which are never merged, and those whose merging is refused: convolutions with groups, as LoraModelTest
+     * holds, and activated LoRA, as AloraTest does.
+     */
     static Stream<String> mergeable() throws IOException {
         List<String> mergeable = new ArrayList<>();
         for (String name : cases().toList()) {
             GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve(name));
-            if (golden.strings("rows") == null && !name.endsWith("_groups")) {
+            if (golden.strings("rows") == null && !name.endsWith("_groups") && !name.contains("alora")) {
                 mergeable.add(name);
             }
         }
