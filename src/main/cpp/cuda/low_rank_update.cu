@@ -54,6 +54,9 @@ __global__ void __launch_bounds__(block_threads) update_plain(const UpdateArgs a
   }
 }
 
+// Room for the products, in whole groups of four: ptxas reads the last ones as a vector, past the rank.
+size_t shared_bytes(int64_t rank) { return static_cast<size_t>((rank + 3) / 4 * 4) * sizeof(float); }
+
 // An adapter whose factors are contiguous along their rows.
 struct Slot {
   const void* a;
@@ -180,7 +183,7 @@ int update_plainly(const LowRankUpdateParams& params, cudaStream_t stream) {
     for (int64_t t = 0; t < params.y.rows; t++) {
       if (params.rows[t] == a) args.rows[args.count++] = static_cast<int32_t>(t);
       if (args.count == most_rows || (t == params.y.rows - 1 && args.count > 0)) {
-        size_t shared = static_cast<size_t>(args.adapter.rank()) * sizeof(float);
+        size_t shared = shared_bytes(args.adapter.rank());
         update_plain<<<static_cast<unsigned>(args.count), block_threads, shared, stream>>>(args);
         cudaError_t error = cudaGetLastError();
         if (error) return error;
@@ -212,8 +215,7 @@ cudaError_t launch(BatchArgs& args, int rows, int rank, cudaStream_t stream) {
   int64_t parts = 264 / rows < 1 ? 1 : 264 / rows;
   parts = parts < 16 ? parts : 16;
   args.parts = static_cast<int32_t>(parts < most_parts ? parts : most_parts);
-  update_batch<<<static_cast<unsigned>(rows * args.parts), block_threads, static_cast<size_t>(rank) * sizeof(float),
-                 stream>>>(args);
+  update_batch<<<static_cast<unsigned>(rows * args.parts), block_threads, shared_bytes(rank), stream>>>(args);
   return cudaGetLastError();
 }
 
