@@ -47,8 +47,7 @@ final class Calibration {
      *
      * @throws IllegalArgumentException if a layer got no gradient
      */
-    static Map<LoraLayer, Tensor> gradients(
-            Iterable<? extends CalibrationBatch> batches, Iterable<LoraLayer> layers) {
+    static Map<LoraLayer, Tensor> gradients(Iterable<? extends CalibrationBatch> batches, Iterable<LoraLayer> layers) {
         Map<LoraLayer, Tensor> sums = new LinkedHashMap<>();
         int count = 0;
         boolean before = GradMode.is_enabled();
@@ -84,8 +83,9 @@ final class Calibration {
         Tensor weight = layer.weight();
         Tensor gradient = weight.grad();
         if (!gradient.defined()) {
-            throw new IllegalArgumentException("layer '" + layer.path()
-                    + "' got no gradient from a calibration batch: run() must compute a loss and call backward() on it");
+            throw new IllegalArgumentException(
+                    "layer '" + layer.path()
+                            + "' got no gradient from a calibration batch: run() must compute a loss and call backward() on it");
         }
         Tensor matrix = layer.matrix(gradient.detach()).to(org.bytedeco.pytorch.global.torch.ScalarType.Float);
         Tensor sum = sums.get(layer);
