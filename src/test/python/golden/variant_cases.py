@@ -126,6 +126,39 @@ def _combos() -> dict:
     return cases
 
 
+def _tokens() -> dict:
+    embedding = "model.embed_tokens.weight"
+    one = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    cases = {
+        "llama": llm("llama", "three tokens of the input embedding", embedding, Q0, trainable_token_indices=[3, 17, 44]),
+        "llama_one": llm("llama", "one token", embedding, trainable_token_indices=[0]),
+        "llama_named": llm("llama", "by the module's name", embedding, Q0,
+                           trainable_token_indices={"embed_tokens": [5, 2, 51]}),
+        "llama_path": llm("llama", "by the module's path", embedding, trainable_token_indices={"model.embed_tokens": [7]}),
+        "llama_head": llm("llama", "rows of the output layer", "lm_head.weight",
+                          trainable_token_indices={"lm_head": [1, 50]}),
+        "llama_both": llm("llama", "rows of both", embedding, "lm_head.weight",
+                          trainable_token_indices={"embed_tokens": [3, 17], "lm_head": [1]}),
+        "llama_tied": llm("llama_tied", "the tied output layer follows", embedding, Q0,
+                          trainable_token_indices=[3, 17, 44]),
+        "llama_tied_dora": llm("llama_tied", "beside DoRA", embedding, Q0, use_dora=True,
+                               trainable_token_indices=[3, 17, 44]),
+        "llama_alone": llm("llama", "nothing but tokens", embedding, target_modules=[], trainable_token_indices=[3, 17],
+                           case=dict(batch=24)),
+        "qwen3_tied": llm("qwen3_tied", "the tied output layer follows", embedding, trainable_token_indices=[8, 9]),
+        "embconv": toy("embconv", "an embedding of another name", "emb.weight", "lin0.weight",
+                       target_modules=["lin0"], trainable_token_indices={"emb": [4, 90, 11]}),
+        "llama_two": Case(
+            "models/llama", {"a": one | {"trainable_token_indices": [3, 17]}, "b": one | {"trainable_token_indices": [5]}},
+            "two active adapters with other tokens", (embedding, Q0), active=("a", "b"),
+        ),
+        "llama_bfloat16": llm("llama", "a bfloat16 base", embedding, trainable_token_indices=[3, 17, 44],
+                              case=dict(dtype="bfloat16", roundings=2)),
+    }
+    return cases
+
+
 CASES = {f"dora/{n}": c for n, c in _dora().items()}
 CASES |= {f"lora_bias/{n}": c for n, c in _bias().items()}
+CASES |= {f"tokens/{n}": c for n, c in _tokens().items()}
 CASES |= {f"combos/{n}": c for n, c in _combos().items()}

@@ -19,6 +19,7 @@ public final class Adapter implements AutoCloseable {
     private final LoraConfig config;
     private final Map<String, LoraWeights> weights;
     private final Map<String, SavedParameter> saved;
+    private final Map<String, TokenRows> tokens;
     private boolean trainable;
 
     /**
@@ -27,6 +28,21 @@ public final class Adapter implements AutoCloseable {
      */
     public Adapter(
             String name, LoraConfig config, Map<String, LoraWeights> weights, Map<String, SavedParameter> saved) {
+        this(name, config, weights, saved, Map.of());
+    }
+
+    /**
+     * As {@link #Adapter(String, LoraConfig, Map, Map)}, with rows of weights.
+     *
+     * @param tokens the rows it replaces, by the path of the module that has them
+     */
+    public Adapter(
+            String name,
+            LoraConfig config,
+            Map<String, LoraWeights> weights,
+            Map<String, SavedParameter> saved,
+            Map<String, TokenRows> tokens) {
+        this.tokens = Collections.unmodifiableMap(new LinkedHashMap<>(tokens));
         this.name = name;
         this.config = config;
         this.weights = Collections.unmodifiableMap(new LinkedHashMap<>(weights));
@@ -51,11 +67,17 @@ public final class Adapter implements AutoCloseable {
         return saved;
     }
 
+    /** The rows of weights it replaces, by the path of the module. */
+    public Map<String, TokenRows> tokens() {
+        return tokens;
+    }
+
     /** All tensors to train: the factors with what belongs to them, and the copied parameters. */
     public List<Tensor> parameters() {
         List<Tensor> parameters = new ArrayList<>();
         weights.values().forEach(each -> parameters.addAll(each.parts().values()));
         saved.values().stream().filter(SavedParameter::trains).forEach(each -> parameters.add(each.parameter()));
+        tokens.values().forEach(each -> parameters.add(each.rows()));
         return parameters;
     }
 
@@ -108,6 +130,7 @@ public final class Adapter implements AutoCloseable {
     /** Sets whether the tensors record gradients now. */
     public void requiresGrad(boolean requires) {
         weights.values().forEach(each -> each.requiresGrad(requires));
+        tokens.values().forEach(each -> each.rows().set_requires_grad(requires));
         saved.values().stream()
                 .filter(each -> each.isActive() && each.trains())
                 .forEach(each -> each.parameter().set_requires_grad(requires));
@@ -117,5 +140,6 @@ public final class Adapter implements AutoCloseable {
     public void close() {
         weights.values().forEach(LoraWeights::close);
         saved.values().forEach(SavedParameter::close);
+        tokens.values().forEach(TokenRows::close);
     }
 }

@@ -27,6 +27,7 @@ public final class LayerAdapters {
     private final String path;
     private final ActiveAdapters active;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
+    private final Map<String, TokenRows> tokens = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
     /** The weight as it was before anything was merged; null while nothing is. */
     private @Nullable Tensor unmerged;
@@ -50,13 +51,14 @@ public final class LayerAdapters {
         return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);
     }
 
-    /** The names of the adapters this layer has, in the order they were added. */
+    /** The names of the adapters that have factors here, in the order they were added. */
     public Set<String> names() {
         return Set.copyOf(weights.keySet());
     }
 
+    /** Whether an adapter has factors or rows here. */
     public boolean has(String adapter) {
-        return weights.containsKey(adapter);
+        return weights.containsKey(adapter) || tokens.containsKey(adapter);
     }
 
     /** @throws IllegalArgumentException if this layer has no such adapter */
@@ -83,9 +85,33 @@ public final class LayerAdapters {
         weights.put(adapter, added);
     }
 
+    /** Adds the rows of the weight that an adapter replaces. */
+    public void add(String adapter, TokenRows rows) {
+        tokens.put(adapter, rows);
+    }
+
     /** Forgets an adapter; its weights belong to the caller again. */
     public void remove(String adapter) {
         weights.remove(adapter);
+        tokens.remove(adapter);
+    }
+
+    /** @throws IllegalArgumentException if two of the adapters replace the same row */
+    public void checkRows(List<String> names) {
+        List<String> replacing = names.stream().filter(tokens::containsKey).toList();
+        for (int i = 0; i < replacing.size(); i++) {
+            for (int j = i + 1; j < replacing.size(); j++) {
+                if (rowsOf(replacing.get(i)).overlaps(rowsOf(replacing.get(j)))) {
+                    throw new IllegalArgumentException("adapters \"" + replacing.get(i) + "\" and \"" + replacing.get(j)
+                            + "\" both replace some row of '" + path
+                            + "': activate one of them at a time, or train them on different tokens");
+                }
+            }
+        }
+    }
+
+    private TokenRows rowsOf(String adapter) {
+        return Objects.requireNonNull(tokens.get(adapter));
     }
 
     /**
@@ -99,13 +125,19 @@ public final class LayerAdapters {
         if (watching != null) {
             watching.accept(x);
         }
-        if (weights.isEmpty() || !active.enabled()) {
+        if ((weights.isEmpty() && tokens.isEmpty()) || !active.enabled()) {
             return y;
         }
         RowAdapters rows = active.rows();
         if (rows != null) {
             rows.checkBatch(path, x.size(0));
-            return rows.distinct().stream().anyMatch(weights::containsKey) ? mixed(layer, x, y, rows) : y;
+            return rows.distinct().stream().anyMatch(this::has) ? mixed(layer, x, y, rows) : y;
+        }
+        for (String name : tokens.isEmpty() ? List.<String>of() : active.names()) {
+            TokenRows found = tokens.get(name);
+            if (found != null && !merged.contains(name)) {
+                y = found.replace(layer, x, y);
+            }
         }
         if (!merged.isEmpty() && active.has(PeftCompat.PARTIAL_MERGE_DROPS_OTHERS)) {
             return y;
@@ -218,6 +250,12 @@ public final class LayerAdapters {
     }
 
     private Tensor mixed(LoraLayer layer, Tensor x, Tensor y, RowAdapters rows) {
+        for (String name : tokens.isEmpty() ? List.<String>of() : rows.distinct()) {
+            TokenRows found = tokens.get(name);
+            if (found != null) {
+                y = changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
+            }
+        }
         List<LoraWeights> inUse = rows.distinct().stream()
                 .filter(weights::containsKey)
                 .map(this::get)
@@ -282,7 +320,7 @@ public final class LayerAdapters {
 
     /** See {@link LoraLayer#merge}. */
     void merge(LoraLayer layer, List<String> names, boolean safe) {
-        List<String> wanted = names.stream().filter(weights::containsKey).toList();
+        List<String> wanted = names.stream().filter(this::has).toList();
         if (wanted.equals(merged)) {
             return;
         }
@@ -291,7 +329,8 @@ public final class LayerAdapters {
             return;
         }
         try (NoGradGuard noGrad = new NoGradGuard()) {
-            List<LoraWeights> adapters = wanted.stream().map(this::get).toList();
+            List<LoraWeights> adapters =
+                    wanted.stream().filter(weights::containsKey).map(this::get).toList();
             for (LoraWeights each : adapters) {
                 if (!each.invocationTokens().isEmpty()) {
                     throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
@@ -307,7 +346,14 @@ public final class LayerAdapters {
             }
             Tensor original = unmerged == null ? Tensors.keep(layer.weight().detach()) : unmerged;
             Tensor originalBias = unmergedBias;
-            Tensor result = Merging.weight(layer, original, adapters, active);
+            Tensor replaced = original;
+            for (String name : wanted) {
+                if (tokens.containsKey(name)) {
+                    replaced = replaced == original ? original.clone() : replaced;
+                    rowsOf(name).writeTo(replaced);
+                }
+            }
+            Tensor result = adapters.isEmpty() ? replaced : Merging.weight(layer, replaced, adapters, active);
             Tensor resultBias = null;
             if (bias != null && (changesBias || originalBias != null)) {
                 originalBias = originalBias == null ? Tensors.keep(bias.detach()) : originalBias;

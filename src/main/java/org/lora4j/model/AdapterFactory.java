@@ -3,15 +3,20 @@ package org.lora4j.model;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
+import java.util.Objects;
+import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.SavedParameter;
+import org.lora4j.layer.TokenRows;
 import org.lora4j.ops.Tensors;
 
 /** Makes the adapters of one model: new ones, and those in files. The model does not change. */
@@ -19,9 +24,10 @@ final class AdapterFactory {
     /**
      * An adapter that is not attached yet.
      *
-     * @param layers the layers it has weights for; those not in the model yet are to be injected
+     * @param layers the layers it has weights or rows for; those not in the model yet are to be injected
+     * @param tokens the layers its rows belong to, by the path of the rows
      */
-    record Made(Adapter adapter, Map<String, LoraLayer> layers) {}
+    record Made(Adapter adapter, Map<String, LoraLayer> layers, Map<String, List<LoraLayer>> tokens) {}
 
     private final Module base;
     private final Injector injector;
@@ -39,7 +45,41 @@ final class AdapterFactory {
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
         injector.saved(resolved, targets.keySet())
                 .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter)));
-        return new Made(new Adapter(name, resolved, weights, saved), targets);
+        Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
+        Map<String, TokenRows> tokens = new LinkedHashMap<>();
+        Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
+        tied.forEach((path, own) -> {
+            long[] ids = ids(resolved, path, own.get(0));
+            Tensor weight = own.get(0).weight();
+            Tensor rows = weight.detach().index_select(0, Tensor.create(ids).to(weight.device(), ScalarType.Long));
+            tokens.put(path, new TokenRows(path, weight, ids, rows.to(own.get(0).factorType())));
+        });
+        return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
+    }
+
+    /** The tokens whose rows an adapter trains at a module. */
+    private static long[] ids(LoraConfig config, String path, LoraLayer layer) {
+        for (Map.Entry<String, List<Integer>> entry :
+                config.trainableTokenIndices().entrySet()) {
+            String name = entry.getKey();
+            if (path.equals(name) || path.endsWith("." + name)) {
+                long[] ids =
+                        entry.getValue().stream().mapToLong(Integer::longValue).toArray();
+                long rows = layer.weight().size(0);
+                for (long id : ids) {
+                    if (id >= rows) {
+                        throw new IllegalArgumentException("trainable_token_indices has " + id + " for '" + path
+                                + "', which has the tokens 0 to " + (rows - 1));
+                    }
+                }
+                if (LongStream.of(ids).distinct().count() < ids.length) {
+                    throw new IllegalArgumentException(
+                            "trainable_token_indices for '" + path + "' has a token twice: " + entry.getValue());
+                }
+                return ids;
+            }
+        }
+        throw new IllegalStateException(path);
     }
 
     /** @throws IllegalArgumentException listing every tensor that does not fit */
@@ -53,9 +93,13 @@ final class AdapterFactory {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
         Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
+        Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
+        Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
+        Map<String, long[]> ids = new LinkedHashMap<>();
+        tied.forEach((path, own) -> ids.put(path, ids(resolved, path, own.get(0))));
         boolean lenient = injector.active().has(PeftCompat.LENIENT_KEYS);
-        Map<String, Tensor> values =
-                AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base), lenient);
+        Map<String, Tensor> values = AdapterFiles.read(
+                folder, resolved, targets, parameters, tokenShapes(tied, ids), Parameters.of(base), lenient);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
         targets.forEach((path, layer) -> {
             Map<LoraWeights.Part, Tensor> parts = new LinkedHashMap<>();
@@ -75,7 +119,25 @@ final class AdapterFactory {
                 path,
                 new SavedParameter(
                         parameter, values.getOrDefault(AdapterFiles.savedKey(path, targets.keySet()), parameter))));
-        return new Made(new Adapter(name, resolved, weights, saved), targets);
+        Map<String, TokenRows> tokens = new LinkedHashMap<>();
+        tied.forEach((path, own) -> {
+            Tensor weight = own.get(0).weight();
+            long[] indices = Objects.requireNonNull(ids.get(path));
+            Tensor value = values.get(AdapterFiles.tokenKey(path));
+            if (value == null) {
+                value = weight.detach().index_select(0, Tensor.create(indices).to(weight.device(), ScalarType.Long));
+            }
+            tokens.put(path, new TokenRows(path, weight, indices, own(value, own.get(0))));
+        });
+        return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
+    }
+
+    private static Map<String, long[]> tokenShapes(Map<String, List<LoraLayer>> tied, Map<String, long[]> ids) {
+        Map<String, long[]> shapes = new LinkedHashMap<>();
+        tied.forEach((path, own) -> shapes.put(AdapterFiles.tokenKey(path), new long[] {
+            Objects.requireNonNull(ids.get(path)).length, own.get(0).weight().size(1)
+        }));
+        return shapes;
     }
 
     /** A copy in memory of our own, in the type of the layer's factors: the file stays mapped no longer than needed. */

@@ -51,6 +51,9 @@ final class AdapterFiles {
                     weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
                 }
             });
+            adapter.tokens()
+                    .forEach((path, rows) ->
+                            tensors.put(tokenKey(path), rows.rows().detach()));
             adapter.saved().forEach((path, saved) -> {
                 if (saved.trains()) {
                     tensors.put(savedKey(path, adapter), saved.value().detach());
@@ -71,6 +74,7 @@ final class AdapterFiles {
      *
      * @param layers the layers the configuration means
      * @param saved the parameters it keeps copies of
+     * @param others the shapes of further tensors by key
      * @param base all parameters of the base model; a file may repeat some of them unchanged
      * @param lenient whether missing and unexpected tensors are only logged, as PEFT does at best
      * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
@@ -80,10 +84,11 @@ final class AdapterFiles {
             LoraConfig config,
             Map<String, LoraLayer> layers,
             Map<String, Tensor> saved,
+            Map<String, long[]> others,
             Map<String, Tensor> base,
             boolean lenient)
             throws IOException {
-        Map<String, long[]> expected = new LinkedHashMap<>();
+        Map<String, long[]> expected = new LinkedHashMap<>(others);
         layers.forEach((path, layer) -> {
             int rank = config.rankFor(layer.configPath());
             for (LoraWeights.Part part : LoraWeights.Part.of(config)) {
@@ -138,6 +143,11 @@ final class AdapterFiles {
                     case BIAS -> ".lora_B.bias";
                     case MAGNITUDE -> ".lora_magnitude_vector";
                 };
+    }
+
+    /** The key of the rows an adapter replaces at a module. */
+    static String tokenKey(String path) {
+        return PREFIX + path + ".token_adapter.trainable_tokens_delta";
     }
 
     static String savedKey(String path, java.util.Set<String> targets) {

@@ -64,8 +64,9 @@ final class AttachedAdapters implements AutoCloseable {
         }
     }
 
-    /** Adapters that copy one parameter cannot be active at once. */
+    /** Adapters that copy one parameter, or replace the same rows of a weight, cannot be active at once. */
     void checkTogether(Set<String> wanted) {
+        injector.injected().values().forEach(layer -> layer.adapters().checkRows(List.copyOf(wanted)));
         Set<String> parameters = new TreeSet<>();
         for (String name : wanted) {
             for (String path : get(name).saved().keySet()) {
@@ -103,6 +104,10 @@ final class AttachedAdapters implements AutoCloseable {
         byName.put(adapter.name(), adapter);
         adapter.weights()
                 .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
+        adapter.tokens()
+                .forEach((path, rows) -> made.tokens()
+                        .getOrDefault(path, List.of())
+                        .forEach(layer -> layer.adapters().add(adapter.name(), rows)));
         adapter.trainable(trainable);
         apply();
     }

@@ -129,6 +129,48 @@ final class Injector {
         return targets;
     }
 
+    /**
+     * The layers whose rows an adapter trains, each with those tied to it by sharing its weight, by path; layers that are
+     * new are put among the others.
+     *
+     * @param layers the layers of the adapter's targets, which receives the new ones
+     * @throws IllegalArgumentException if a name means no module, or a module without such rows
+     */
+    Map<String, List<LoraLayer>> tokenLayers(LoraConfig config, Map<String, LoraLayer> layers) {
+        Map<String, List<LoraLayer>> found = new LinkedHashMap<>();
+        for (String name : config.trainableTokenIndices().keySet()) {
+            List<String> paths = tree.paths().stream()
+                    .filter(path -> path.equals(name) || path.endsWith("." + name))
+                    .toList();
+            if (paths.isEmpty()) {
+                throw new IllegalArgumentException("trainable_token_indices names \"" + name
+                        + "\", which no module has; near misses: " + NearMisses.of(name, tree.paths()));
+            }
+            for (String path : paths) {
+                LoraLayer layer = layers.computeIfAbsent(path, this::layerAt);
+                if (!(layer instanceof LoraEmbedding || layer instanceof LoraLinear)) {
+                    throw new IllegalArgumentException("trainable_token_indices names '" + path + "', a " + layer.type()
+                            + "; only embeddings and linear layers have rows of tokens");
+                }
+                List<LoraLayer> own = new ArrayList<>(List.of(layer));
+                for (String other : tree.paths()) {
+                    if (!other.equals(path)
+                            && tree.object(other) instanceof LinearImpl linear
+                            && linear.weight().data_ptr().equals(layer.weight().data_ptr())) {
+                        own.add(layers.computeIfAbsent(other, this::layerAt));
+                    }
+                }
+                found.put(path, own);
+            }
+        }
+        return found;
+    }
+
+    private LoraLayer layerAt(String path) {
+        LoraLayer known = injected.get(path);
+        return known == null ? newLayer(path) : known;
+    }
+
     /** For each name among the targets that no module has, those it may have been meant for; or nothing. */
     private String nearMisses(LoraConfig config) {
         Map<String, List<String>> near = new LinkedHashMap<>();

@@ -156,7 +156,8 @@ public final class LoraModel<M extends Module> {
             WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
             adapters.checkNew(name, sum.config());
             adapters.attach(
-                    new AdapterFactory.Made(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers()),
+                    new AdapterFactory.Made(
+                            new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), Map.of()),
                     true);
         }
     }
