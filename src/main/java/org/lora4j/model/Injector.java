@@ -13,6 +13,7 @@ import org.bytedeco.pytorch.Conv3dImpl;
 import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
@@ -27,6 +28,7 @@ import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraHfConv1D;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
+import org.lora4j.layer.LoraMultiheadAttention;
 import org.lora4j.ops.Tensors;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -109,6 +111,7 @@ final class Injector {
                 LoraLayer layer = known == null ? newLayer(path) : known;
                 layer.check(config);
                 targets.put(path, layer);
+                layer.parts().forEach(part -> targets.put(part.path(), part));
             }
         }
         boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
@@ -180,12 +183,14 @@ final class Injector {
         try {
             layers.forEach((path, layer) -> {
                 if (!injected.containsKey(path)) {
-                    tree.replace(path, (Module) layer);
+                    if (!layer.isPart()) {
+                        tree.replace(path, (Module) layer);
+                    }
                     done.add(layer);
                 }
             });
         } catch (RuntimeException e) {
-            done.forEach(layer -> tree.replace(layer.path(), layer.original()));
+            done.forEach(this::restore);
             throw e;
         }
         done.forEach(layer -> injected.put(layer.path(), layer));
@@ -193,8 +198,14 @@ final class Injector {
 
     /** Puts the original object of every layer back. */
     void removeAll() {
-        injected.forEach((path, layer) -> tree.replace(path, layer.original()));
+        injected.values().forEach(this::restore);
         injected.clear();
+    }
+
+    private void restore(LoraLayer layer) {
+        if (!layer.isPart()) {
+            tree.replace(layer.path(), layer.original());
+        }
     }
 
     private LoraLayer newLayer(String path) {
@@ -214,8 +225,17 @@ final class Injector {
         if (module instanceof Conv3dImpl conv) {
             return Tensors.keep(new LoraConv3d(conv, path, active));
         }
+        if (module instanceof MultiheadAttentionImpl attention) {
+            return Tensors.keep(new LoraMultiheadAttention(attention, path, active));
+        }
         if (module instanceof HfConv1D conv) {
             return Tensors.keep(new LoraHfConv1D(conv, path, active));
+        }
+        int dot = path.lastIndexOf('.');
+        if (module == null && dot > 0 && tree.object(path.substring(0, dot)) instanceof MultiheadAttentionImpl) {
+            throw new IllegalArgumentException(
+                    "module '" + path + "' is part of the multi-head attention '" + path.substring(0, dot)
+                            + "', which is adapted as a whole: name the attention in targetModules instead");
         }
         if (module == null) {
             throw new IllegalArgumentException(
@@ -225,7 +245,7 @@ final class Injector {
         }
         throw new IllegalArgumentException(
                 "module '" + path + "' is a " + module.getClass().getSimpleName()
-                        + ", which cannot carry an adapter; linear, embedding and convolution layers can: narrow targetModules"
+                        + ", which cannot carry an adapter; linear, embedding, convolution and attention layers can: narrow targetModules"
                         + " or exclude it");
     }
 
