@@ -21,6 +21,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 def parts() -> dict:
     import adapters
+    import defects
     import matching
     import models
     import toybases
@@ -29,6 +30,7 @@ def parts() -> dict:
         "models": (list(models.MODELS) + list(models.EDITED), models.generate),
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
+        "defects": (list(defects.CASES), defects.generate),
         "matching": (["matching"], matching.generate),
     }
 

@@ -55,7 +55,7 @@ public final class Adapter implements AutoCloseable {
     public List<Tensor> parameters() {
         List<Tensor> parameters = new ArrayList<>();
         weights.values().forEach(each -> parameters.addAll(each.parts().values()));
-        saved.values().forEach(each -> parameters.add(each.parameter()));
+        saved.values().stream().filter(SavedParameter::trains).forEach(each -> parameters.add(each.parameter()));
         return parameters;
     }
 
@@ -91,6 +91,13 @@ public final class Adapter implements AutoCloseable {
         weights.values().forEach(each -> each.multiplyScale(factor));
     }
 
+    /** Scales every layer by r and lora_alpha alone, for {@code PeftCompat.HOTSWAP_IGNORES_PATTERNS}. */
+    public void ignorePatterns() {
+        LoraConfig plain =
+                config.toBuilder().rankPattern(Map.of()).alphaPattern(Map.of()).build();
+        weights.forEach((path, each) -> each.multiplyScale(plain.scale(path) / each.scale()));
+    }
+
     private void checkFactor(double factor) {
         if (!Double.isFinite(factor)) {
             throw new IllegalArgumentException("scale factor " + factor + " of adapter \"" + name
@@ -102,7 +109,7 @@ public final class Adapter implements AutoCloseable {
     public void requiresGrad(boolean requires) {
         weights.values().forEach(each -> each.requiresGrad(requires));
         saved.values().stream()
-                .filter(SavedParameter::isActive)
+                .filter(each -> each.isActive() && each.trains())
                 .forEach(each -> each.parameter().set_requires_grad(requires));
     }
 

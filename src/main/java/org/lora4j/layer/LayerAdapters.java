@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Consumer;
 import java.util.stream.IntStream;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -32,6 +33,9 @@ public final class LayerAdapters {
     /** Likewise the bias, if a merged adapter changes it. */
     private @Nullable Tensor unmergedBias;
 
+    /** Sees the inputs of the layer while an initialisation collects statistics; null otherwise. */
+    private volatile @Nullable Consumer<Tensor> probe;
+
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
         this.active = active;
@@ -39,6 +43,11 @@ public final class LayerAdapters {
 
     String path() {
         return path;
+    }
+
+    /** Whether a convolution's A forgets padding mode and dilation, as in PEFT. */
+    boolean ignoresOptions() {
+        return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);
     }
 
     /** The names of the adapters this layer has, in the order they were added. */
@@ -58,6 +67,11 @@ public final class LayerAdapters {
                     + weights.keySet() + ": add or load it first");
         }
         return found;
+    }
+
+    /** Shows every input of the layer to a consumer, on the thread of the forward pass; null for none. */
+    public void probe(@Nullable Consumer<Tensor> consumer) {
+        probe = consumer;
     }
 
     /** The adapters now part of the weight, in the order they were merged. */
@@ -81,6 +95,10 @@ public final class LayerAdapters {
      * @param y the base module's output, which may be changed in place
      */
     Tensor forward(LoraLayer layer, Tensor x, Tensor y) {
+        Consumer<Tensor> watching = probe;
+        if (watching != null) {
+            watching.accept(x);
+        }
         if (weights.isEmpty() || !active.enabled()) {
             return y;
         }
@@ -225,7 +243,7 @@ public final class LayerAdapters {
                 .filter(weights::containsKey)
                 .map(this::get)
                 .toList();
-        if (inPlace(layer, x, y, inUse)) {
+        if (!active.has(PeftCompat.ROWS_ROUND_TWICE) && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);

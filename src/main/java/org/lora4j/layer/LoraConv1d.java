@@ -83,6 +83,10 @@ public final class LoraConv1d extends Conv1dImpl implements LoraLayer {
         Conv1dImpl down = new Conv1dImpl((Pointer) original.clone(new DeviceOptional()));
         down.options().out_channels().put(weights.rank());
         down.options().groups().put(1);
+        if (adapters.ignoresOptions()) {
+            Convolution.forgetOptions(
+                    down.options().padding_mode(), down.options().dilation(), 1);
+        }
         down.weight(weights.a());
         down.bias(new Tensor());
         weights.down(down);

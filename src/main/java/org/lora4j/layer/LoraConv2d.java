@@ -83,6 +83,10 @@ public final class LoraConv2d extends Conv2dImpl implements LoraLayer {
         Conv2dImpl down = new Conv2dImpl((Pointer) original.clone(new DeviceOptional()));
         down.options().out_channels().put(weights.rank());
         down.options().groups().put(1);
+        if (adapters.ignoresOptions()) {
+            Convolution.forgetOptions(
+                    down.options().padding_mode(), down.options().dilation(), 2);
+        }
         down.weight(weights.a());
         down.bias(new Tensor());
         weights.down(down);

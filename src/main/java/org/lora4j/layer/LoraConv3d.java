@@ -83,6 +83,10 @@ public final class LoraConv3d extends Conv3dImpl implements LoraLayer {
         Conv3dImpl down = new Conv3dImpl((Pointer) original.clone(new DeviceOptional()));
         down.options().out_channels().put(weights.rank());
         down.options().groups().put(1);
+        if (adapters.ignoresOptions()) {
+            Convolution.forgetOptions(
+                    down.options().padding_mode(), down.options().dilation(), 3);
+        }
         down.weight(weights.a());
         down.bias(new Tensor());
         weights.down(down);

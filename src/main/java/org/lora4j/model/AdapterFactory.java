@@ -4,14 +4,15 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.Map;
-import java.util.Objects;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.SavedParameter;
+import org.lora4j.ops.Tensors;
 
 /** Makes the adapters of one model: new ones, and those in files. The model does not change. */
 final class AdapterFactory {
@@ -52,28 +53,38 @@ final class AdapterFactory {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
         Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
-        Map<String, Tensor> values = AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base));
+        boolean lenient = injector.active().has(PeftCompat.LENIENT_KEYS);
+        Map<String, Tensor> values =
+                AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base), lenient);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
         targets.forEach((path, layer) -> {
             Map<LoraWeights.Part, Tensor> parts = new LinkedHashMap<>();
-            for (LoraWeights.Part part : LoraWeights.Part.of(resolved)) {
-                parts.put(
-                        part,
-                        value(values, AdapterFiles.key(layer, part))
-                                .to(layer.weight().device(), layer.factorType())
-                                .contiguous()
-                                .clone());
+            LoraWeights.Part.of(resolved).forEach(part -> {
+                Tensor value = values.get(AdapterFiles.key(layer, part));
+                if (value != null) {
+                    parts.put(part, own(value, layer));
+                }
+            });
+            if (parts.size() < LoraWeights.Part.of(resolved).size()) {
+                layer.newWeights(resolved).parts().forEach(parts::putIfAbsent);
             }
             weights.put(path, new LoraWeights(resolved, layer.configPath(), parts));
         });
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
         parameters.forEach((path, parameter) -> saved.put(
-                path, new SavedParameter(parameter, value(values, AdapterFiles.savedKey(path, targets.keySet())))));
+                path,
+                new SavedParameter(
+                        parameter, values.getOrDefault(AdapterFiles.savedKey(path, targets.keySet()), parameter))));
         return new Made(new Adapter(name, resolved, weights, saved), targets);
     }
 
-    /** A value that {@link AdapterFiles#read} has made sure of. */
-    private static Tensor value(Map<String, Tensor> values, String key) {
-        return Objects.requireNonNull(values.get(key), key);
+    /** A copy in memory of our own, in the type of the layer's factors: the file stays mapped no longer than needed. */
+    private Tensor own(Tensor value, LoraLayer layer) {
+        if (injector.active().has(PeftCompat.LOW_MEMORY_ROUNDS)) {
+            value = value.to(Tensors.type(layer.weight()));
+        }
+        return value.to(layer.weight().device(), layer.factorType())
+                .contiguous()
+                .clone();
     }
 }

@@ -20,12 +20,16 @@ import org.lora4j.layer.LoraWeights;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * An adapter in a folder, as PEFT 0.21 writes it: {@code adapter_config.json} and {@code adapter_model.safetensors}, whose
  * keys are the paths of the base model behind {@code base_model.model.} and carry no adapter name.
  */
 final class AdapterFiles {
+    private static final Logger LOG = LoggerFactory.getLogger(AdapterFiles.class);
+
     static final String TENSORS = "adapter_model.safetensors";
 
     private static final String PREFIX = "base_model.model.";
@@ -47,9 +51,11 @@ final class AdapterFiles {
                     weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
                 }
             });
-            adapter.saved()
-                    .forEach((path, saved) ->
-                            tensors.put(savedKey(path, adapter), saved.value().detach()));
+            adapter.saved().forEach((path, saved) -> {
+                if (saved.trains()) {
+                    tensors.put(savedKey(path, adapter), saved.value().detach());
+                }
+            });
             TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
         }
         LoraConfig config = adapter.config().toBuilder()
@@ -66,6 +72,7 @@ final class AdapterFiles {
      * @param layers the layers the configuration means
      * @param saved the parameters it keeps copies of
      * @param base all parameters of the base model; a file may repeat some of them unchanged
+     * @param lenient whether missing and unexpected tensors are only logged, as PEFT does at best
      * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
      */
     static Map<String, Tensor> read(
@@ -73,7 +80,8 @@ final class AdapterFiles {
             LoraConfig config,
             Map<String, LoraLayer> layers,
             Map<String, Tensor> saved,
-            Map<String, Tensor> base)
+            Map<String, Tensor> base,
+            boolean lenient)
             throws IOException {
         Map<String, long[]> expected = new LinkedHashMap<>();
         layers.forEach((path, layer) -> {
@@ -86,10 +94,11 @@ final class AdapterFiles {
         Path file = folder.resolve(TENSORS);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();
+        List<String> strays = new ArrayList<>();
         try (MappedTensors tensors = TensorFiles.open(file)) {
             for (String key : new TreeSet<>(expected.keySet())) {
                 if (!tensors.names().contains(key)) {
-                    problems.add("missing " + key);
+                    strays.add("missing " + key);
                 }
             }
             for (String key : tensors.names()) {
@@ -97,7 +106,7 @@ final class AdapterFiles {
                 long[] shape = expected.get(key);
                 if (shape == null) {
                     if (!repeatsBase(key, value, base)) {
-                        problems.add("unexpected " + key);
+                        strays.add("unexpected " + key);
                     }
                 } else if (!Arrays.equals(shape, Tensors.shape(value))) {
                     problems.add(key + " is " + Tensors.describe(value) + ", expected " + Arrays.toString(shape));
@@ -105,6 +114,11 @@ final class AdapterFiles {
                     values.put(key, value);
                 }
             }
+        }
+        if (!lenient) {
+            problems.addAll(strays);
+        } else if (!strays.isEmpty()) {
+            LOG.warn("{} does not fit this model: {}", file, strays);
         }
         if (!problems.isEmpty()) {
             throw new IllegalArgumentException(file + " does not fit this model and " + AdapterConfigJson.FILE_NAME

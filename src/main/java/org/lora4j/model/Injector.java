@@ -19,6 +19,7 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.HfConv1D;
 import org.lora4j.layer.LoraConv1d;
@@ -47,6 +48,11 @@ final class Injector {
         this.root = root;
         this.tree = new ModuleTree(root);
         this.active = active;
+    }
+
+    /** What the layers of the model read. */
+    ActiveAdapters active() {
+        return active;
     }
 
     /** The dotted paths of all modules. */
@@ -158,8 +164,9 @@ final class Injector {
     Map<String, Tensor> saved(LoraConfig config, Set<String> targets) {
         Set<String> modules = new LinkedHashSet<>();
         for (String path : tree.paths()) {
-            // Without a dot before the name, as in PEFT.
-            if (config.modulesToSave().stream().anyMatch(path::endsWith)) {
+            boolean bySuffix = active.has(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX);
+            if (config.modulesToSave().stream()
+                    .anyMatch(name -> path.equals(name) || path.endsWith(bySuffix ? name : "." + name))) {
                 modules.add(path);
             }
         }

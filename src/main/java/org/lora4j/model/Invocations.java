@@ -8,7 +8,6 @@ import java.util.WeakHashMap;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.layer.ActiveAdapters;
-import org.lora4j.layer.Adapter;
 import org.lora4j.layer.Invocation;
 
 /** Looks for the invocation tokens of a model's adapters in what it is about to work on. */
@@ -16,11 +15,11 @@ final class Invocations implements TokenSource.Listener {
     private static final LoraModel.Scope NOTHING = () -> {};
 
     private final ActiveAdapters active;
-    private final Map<String, Adapter> adapters;
+    private final AttachedAdapters adapters;
     /** What was found so far in sequences that go on. */
     private final Map<Object, Invocation> sequences = Collections.synchronizedMap(new WeakHashMap<>());
 
-    Invocations(ActiveAdapters active, Map<String, Adapter> adapters) {
+    Invocations(ActiveAdapters active, AttachedAdapters adapters) {
         this.active = active;
         this.adapters = adapters;
     }

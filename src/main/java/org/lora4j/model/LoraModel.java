@@ -4,7 +4,6 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -13,7 +12,6 @@ import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
-import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
@@ -41,7 +39,7 @@ public final class LoraModel<M extends Module> {
     private final AdapterFactory factory;
     private final MergedLayers merging;
     private final Invocations invocations;
-    private final Map<String, Adapter> adapters = new LinkedHashMap<>();
+    private final AttachedAdapters adapters;
     /** What was merged when adapters were disabled, to be merged again with them. */
     private List<String> mergedBeforeDisable = List.of();
 
@@ -58,6 +56,7 @@ public final class LoraModel<M extends Module> {
         this.injector = new Injector(base, active);
         this.factory = new AdapterFactory(base, injector);
         this.merging = new MergedLayers(injector);
+        this.adapters = new AttachedAdapters(active, injector);
         this.invocations = new Invocations(active, adapters);
         if (base instanceof TokenSource source) {
             source.listener(invocations);
@@ -74,7 +73,7 @@ public final class LoraModel<M extends Module> {
 
     /** The names of all adapters, in the order they were added. */
     public List<String> adapterNames() {
-        return List.copyOf(adapters.keySet());
+        return adapters.names();
     }
 
     /**
@@ -83,12 +82,7 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if there is none of this name
      */
     public Adapter adapter(String name) {
-        Adapter found = adapters.get(name);
-        if (found == null) {
-            throw new IllegalArgumentException(
-                    "no adapter \"" + name + "\", only " + adapters.keySet() + ": add or load it first");
-        }
-        return found;
+        return adapters.get(name);
     }
 
     /**
@@ -97,9 +91,9 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if the name is taken or the configuration does not fit the model
      */
     public void addAdapter(String name, LoraConfig config) {
-        checkNew(name, config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            withoutSaved(() -> attach(factory.fresh(name, config), true));
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config), true));
         }
     }
 
@@ -113,9 +107,38 @@ public final class LoraModel<M extends Module> {
      */
     public void loadAdapter(Path folder, String name) throws IOException {
         LoraConfig config = AdapterFiles.readConfig(folder);
-        checkNew(name, config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            withoutSaved(() -> attach(factory.loaded(name, config, folder), false));
+            adapters.withoutSaved(() -> adapters.attach(factory.loaded(name, config, folder), false));
+        }
+    }
+
+    /**
+     * Replaces an adapter by one in a folder, under the same name and in the same place: it is active, trainable and
+     * scaled as configured if the old one was. Ranks, patterns, targets and variants may differ. What PEFT calls {@code
+     * hotswap_adapter}.
+     *
+     * @throws IllegalArgumentException if there is no adapter of this name, or listing every tensor that does not fit;
+     *     nothing changes then
+     * @throws IllegalStateException if the adapter is merged
+     * @throws IOException if a file cannot be read or is defective
+     */
+    public void hotswap(String name, Path folder) throws IOException {
+        Adapter old = adapter(name);
+        checkNotMerged(name);
+        LoraConfig config = AdapterFiles.readConfig(folder);
+        adapters.checkBiases(name, config);
+        try (PointerScope scope = new PointerScope()) {
+            adapters.withoutSaved(() -> {
+                AdapterFactory.Made made = factory.loaded(name, config, folder);
+                if (active.has(PeftCompat.HOTSWAP_IGNORES_PATTERNS)) {
+                    made.adapter().ignorePatterns();
+                }
+                injector.inject(made.layers());
+                adapters.detach(name);
+                old.close();
+                adapters.attach(made, old.trainable());
+            });
         }
     }
 
@@ -131,8 +154,8 @@ public final class LoraModel<M extends Module> {
         names.forEach(this::adapter);
         try (PointerScope scope = new PointerScope()) {
             WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
-            checkNew(name, sum.config());
-            attach(
+            adapters.checkNew(name, sum.config());
+            adapters.attach(
                     new AdapterFactory.Made(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers()),
                     true);
         }
@@ -147,18 +170,10 @@ public final class LoraModel<M extends Module> {
      */
     public void setActive(String... names) {
         Set<String> wanted = new LinkedHashSet<>(Arrays.asList(names));
-        Set<String> parameters = new TreeSet<>();
-        for (String name : wanted) {
-            for (String path : adapter(name).saved().keySet()) {
-                if (!parameters.add(path)) {
-                    throw new IllegalArgumentException("several of the adapters " + wanted + " have a copy of '" + path
-                            + "': activate one of them at a time");
-                }
-            }
-        }
+        adapters.checkTogether(wanted);
         unmergeAdapter();
         active.names(List.copyOf(wanted));
-        apply();
+        adapters.apply();
     }
 
     /** The active adapters, in the order in which their updates are added. */
@@ -169,7 +184,7 @@ public final class LoraModel<M extends Module> {
     /** Sets whether an adapter gets gradients while it is active. */
     public void setTrainable(String name, boolean trainable) {
         adapter(name).trainable(trainable);
-        apply();
+        adapters.apply();
     }
 
     /** Whether adapters apply at all. */
@@ -183,7 +198,7 @@ public final class LoraModel<M extends Module> {
             mergedBeforeDisable = mergedAdapters();
             unmergeAdapter();
             active.enabled(false);
-            apply();
+            adapters.apply();
         }
     }
 
@@ -191,7 +206,7 @@ public final class LoraModel<M extends Module> {
     public void enable() {
         if (!active.enabled()) {
             active.enabled(true);
-            apply();
+            adapters.apply();
             merge(mergedBeforeDisable, false, Progress.NONE);
             mergedBeforeDisable = List.of();
         }
@@ -251,19 +266,16 @@ public final class LoraModel<M extends Module> {
      */
     public void deleteAdapter(String name) {
         Adapter deleted = adapter(name);
-        if (mergedAdapters().contains(name)) {
-            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
-        }
+        checkNotMerged(name);
         List<String> left = new ArrayList<>(active.names());
         left.remove(name);
-        adapters.remove(name);
-        if (left.isEmpty() && active.names().contains(name) && !adapters.isEmpty()) {
-            left.add(new TreeSet<>(adapters.keySet()).first());
+        adapters.delete(name);
+        if (left.isEmpty() && active.names().contains(name) && !adapters.names().isEmpty()) {
+            left.add(new TreeSet<>(adapters.names()).first());
         }
-        injector.injected().values().forEach(layer -> layer.adapters().remove(name));
         active.names(left);
         deleted.close();
-        apply();
+        adapters.apply();
     }
 
     /**
@@ -293,7 +305,7 @@ public final class LoraModel<M extends Module> {
     /** Removes all adapters and gives the base model back as it was. This object is of no use afterwards. */
     public M unload() {
         unmergeAdapter();
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+        adapters.deactivateSaved();
         return remove();
     }
 
@@ -361,7 +373,7 @@ public final class LoraModel<M extends Module> {
                     active.enabled(),
                     active.names(),
                     mergedAdapters(),
-                    List.copyOf(new TreeSet<>(adapters.keySet())));
+                    List.copyOf(new TreeSet<>(adapters.names())));
         }
     }
 
@@ -371,7 +383,7 @@ public final class LoraModel<M extends Module> {
      * @throws IOException if a file cannot be written
      */
     public void save(Path folder) throws IOException {
-        for (String name : adapters.keySet()) {
+        for (String name : adapters.names()) {
             save(name.equals(DEFAULT) ? folder : folder.resolve(name), name);
         }
     }
@@ -385,63 +397,9 @@ public final class LoraModel<M extends Module> {
         AdapterFiles.write(folder, adapter(name), injector.injected());
     }
 
-    private void checkNew(String name, LoraConfig config) {
-        if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(BASE)) {
-            throw new IllegalArgumentException("an adapter cannot be called \"" + name
-                    + "\": use a name that is not empty, not \"" + BASE + "\" and has no dot");
-        }
-        if (adapters.containsKey(name)) {
-            throw new IllegalArgumentException(
-                    "there is an adapter \"" + name + "\" already: delete it first or use another name");
-        }
-        boolean biases = config.bias() != BiasMode.NONE
-                || adapters.values().stream().anyMatch(a -> a.config().bias() != BiasMode.NONE);
-        if (biases && !adapters.isEmpty()) {
-            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + adapters.keySet()
-                    + ": adapters that train biases must be alone on a model; set bias to none");
-        }
-    }
-
-    private void attach(AdapterFactory.Made made, boolean trainable) {
-        Adapter adapter = made.adapter();
-        injector.inject(made.layers());
-        adapters.put(adapter.name(), adapter);
-        adapter.weights()
-                .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
-        adapter.trainable(trainable);
-        apply();
-    }
-
-    /** Brings parameters and gradients in line with what is active. */
-    private void apply() {
-        adapters.values().forEach(adapter -> {
-            if (!isOn(adapter)) {
-                adapter.requiresGrad(false);
-                adapter.saved().values().forEach(SavedParameter::deactivate);
-            }
-        });
-        adapters.values().stream().filter(this::isOn).forEach(adapter -> {
-            adapter.saved().values().forEach(SavedParameter::activate);
-            adapter.requiresGrad(adapter.trainable());
-        });
-    }
-
-    private boolean isOn(Adapter adapter) {
-        return active.enabled() && active.names().contains(adapter.name());
-    }
-
-    /** Work that may fail to read a file. */
-    private interface Work<E extends Exception> {
-        void run() throws E;
-    }
-
-    /** Runs something while the base model's own parameters are in place. */
-    private <E extends Exception> void withoutSaved(Work<E> work) throws E {
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
-        try {
-            work.run();
-        } finally {
-            apply();
+    private void checkNotMerged(String name) {
+        if (mergedAdapters().contains(name)) {
+            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
         }
     }
 
@@ -455,8 +413,7 @@ public final class LoraModel<M extends Module> {
             source.listener(null);
         }
         injector.removeAll();
-        adapters.values().forEach(Adapter::close);
-        adapters.clear();
+        adapters.close();
         active.names(List.of());
         return base;
     }

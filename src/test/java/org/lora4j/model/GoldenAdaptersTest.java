@@ -9,7 +9,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.TreeMap;
+import java.util.Set;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
@@ -20,10 +20,10 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
-import tools.jackson.databind.json.JsonMapper;
 
 /**
  * Adapters that PEFT wrote, loaded here: outputs, rows and merged weights are PEFT's. See src/test/python/golden.
@@ -33,7 +33,7 @@ import tools.jackson.databind.json.JsonMapper;
  * differ by up to 6 roundings of the largest value, and the adapted models may by twice that.
  */
 class GoldenAdaptersTest {
-    private static final Map<String, Map<String, Double>> REPORT = new TreeMap<>();
+    private static final ParityReport REPORT = new ParityReport(GoldenAdaptersTest.class);
 
     /** The folders of cases whose adapters load as they are. */
     private static final List<String> GROUPS = List.of("adapters", "dora", "lora_bias", "bias", "combos", "alora");
@@ -144,7 +144,7 @@ class GoldenAdaptersTest {
                     int roundings = golden.json.get("roundings").asInt();
                     double step = (half ? step(golden.type()) : 4e-6) * GoldenCase.largest(theirs) * roundings;
                     double difference = GoldenCase.difference(ours, theirs);
-                    record(name, "merged", difference);
+                    REPORT.record(name, "merged", difference / GoldenCase.largest(theirs));
                     assertThat(difference).as(key).isLessThanOrEqualTo(step);
                 }
             }
@@ -197,7 +197,11 @@ class GoldenAdaptersTest {
         LoraModel<Module> model = null;
         for (GoldenCase.Saved adapter : golden.adapters()) {
             if (model == null) {
-                model = Lora.load(base, adapter.folder(), adapter.name());
+                // PEFT takes names in modules_to_save for any end of a path.
+                Set<PeftCompat> compat = golden.folder.endsWith("llama_modules_to_save_suffix")
+                        ? Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX)
+                        : Set.of();
+                model = Lora.load(base, adapter.folder(), adapter.name(), compat);
             } else {
                 model.loadAdapter(adapter.folder(), adapter.name());
             }
@@ -221,20 +225,13 @@ class GoldenAdaptersTest {
 
     private static void check(String name, String what, ScalarType type, Tensor actual, Tensor expected) {
         double difference = GoldenCase.difference(actual, expected);
-        record(name, what, difference);
+        REPORT.record(name, what, difference / GoldenCase.largest(expected));
         double tolerance = type == ScalarType.Float ? 2e-5 : 12 * step(type);
         assertThat(difference).as("%s of %s", what, name).isLessThanOrEqualTo(tolerance * GoldenCase.largest(expected));
     }
 
-    private static void record(String name, String what, double value) {
-        REPORT.computeIfAbsent(name, n -> new LinkedHashMap<>()).merge(what, value, Math::max);
-    }
-
     @AfterAll
-    static void report() throws IOException {
-        Files.createDirectories(Path.of("target"));
-        new JsonMapper()
-                .writerWithDefaultPrettyPrinter()
-                .writeValue(Path.of("target/parity-adapters.json").toFile(), REPORT);
+    static void report() {
+        REPORT.write();
     }
 }
