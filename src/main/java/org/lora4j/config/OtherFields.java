@@ -28,6 +28,7 @@ final class OtherFields {
             "use_dora",
             "corda_config",
             "eva_config",
+            "layer_replication",
             "loftq_config",
             "lora_ga_config",
             "megatron_core",

@@ -169,9 +169,10 @@ public sealed interface LoraLayer
 
     /** Adds the updates s B A of adapters without magnitude to a weight in the module's own layout, with one rounding. */
     default void addTo(Tensor weight, List<LoraWeights> updates) {
+        Tensor matrix = matrix(weight);
         List<LowRank> table = updates.stream().map(LoraWeights::lowRank).toList();
         for (int i = 0; i < repeats(); i++) {
-            Ops.current().merge(matrix(weight), table);
+            Ops.current().merge(matrix, table);
         }
     }
 

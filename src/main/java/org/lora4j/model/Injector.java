@@ -40,12 +40,14 @@ final class Injector {
     private static final String OUTPUT_LAYER = "lm_head";
 
     private final Module root;
-    private final ModuleTree tree;
+    private final Replication replication;
+    private ModuleTree tree;
     private final ActiveAdapters active;
     private final Map<String, LoraLayer> injected = new LinkedHashMap<>();
 
     Injector(Module root, ActiveAdapters active) {
         this.root = root;
+        this.replication = new Replication(root);
         this.tree = new ModuleTree(root);
         this.active = active;
     }
@@ -53,6 +55,39 @@ final class Injector {
     /** What the layers of the model read. */
     ActiveAdapters active() {
         return active;
+    }
+
+    /** Work that makes an adapter. */
+    interface Making<E extends Exception> {
+        AdapterFactory.Made make() throws E;
+    }
+
+    /**
+     * Makes an adapter on the layers its configuration asks for, which the model has from then on, unless that fails.
+     *
+     * @throws IllegalArgumentException if the model cannot have them
+     */
+    <E extends Exception> AdapterFactory.Made onItsLayers(LoraConfig config, Making<E> work) throws E {
+        boolean first = !replication.isDecided();
+        if (replication.apply(config)) {
+            tree = new ModuleTree(root);
+        }
+        boolean made = false;
+        try {
+            AdapterFactory.Made result = work.make();
+            made = true;
+            return result;
+        } finally {
+            if (first && !made) {
+                restoreLayers();
+            }
+        }
+    }
+
+    /** Puts the model's own stack of layers back; no layer may have an adapter. */
+    void restoreLayers() {
+        replication.undo();
+        tree = new ModuleTree(root);
     }
 
     /** The dotted paths of all modules. */
@@ -198,6 +233,9 @@ final class Injector {
             });
         } catch (RuntimeException e) {
             done.forEach(this::restore);
+            if (injected.isEmpty()) {
+                restoreLayers();
+            }
             throw e;
         }
         done.forEach(layer -> injected.put(layer.path(), layer));
@@ -245,10 +283,9 @@ final class Injector {
                             + "', which is adapted as a whole: name the attention in targetModules instead");
         }
         if (module == null) {
-            throw new IllegalArgumentException(
-                    "module '" + path + "' (" + tree.cpp(path).name().getString()
-                            + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
-                            + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
+            throw new IllegalArgumentException("module '" + path + "' (" + tree.type(path)
+                    + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
+                    + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
         }
         throw new IllegalArgumentException(
                 "module '" + path + "' is a " + module.getClass().getSimpleName()

@@ -55,6 +55,7 @@ final class WeightedSum {
                 .alphaPattern(ranks)
                 .targetModules(names(injector))
                 .taskType(adapters.get(0).config().taskType())
+                .layerReplication(adapters.get(0).config().layerReplication())
                 .build();
         sums.forEach((path, sum) -> weights.put(path, new LoraWeights(config, configPath(path), sum.a(), sum.b())));
     }
