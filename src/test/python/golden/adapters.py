@@ -14,12 +14,14 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 
 import adapter_cases
+import variant_cases
 from adapter_cases import Case
 from common import generator, largest_difference, load_base, normal, quiet, read_json, require, run, token_ids
 from common import write_json, write_tensors
 from toys import SAMPLES
 
 CASES = {"adapters/" + n: c for n, c in adapter_cases.CASES.items()}
+CASES |= variant_cases.CASES
 CASES |= {"other_methods/" + n: c for n, c in adapter_cases.OTHER_METHODS.items()}
 
 LENGTH = 9
@@ -127,7 +129,7 @@ def _check_difference(name: str, case: Case, base: torch.Tensor, adapted: torch.
         if case.rows and case.rows[row] == "__base__":
             require(difference < 1e-6, f"{name}: row {row} is the base's but differs by {difference}")
         elif "alora" not in name:
-            require(difference > 0.01, f"{name}: row {row} moves by {difference} only")
+            require(difference > 1e-3, f"{name}: row {row} moves by {difference} only")
 
 
 def _layers(model, adapter: str) -> dict:
