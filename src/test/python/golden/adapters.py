@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import MultiheadAttention
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 
@@ -85,6 +86,11 @@ def _load(case: Case, folder: Path):
         model.load_adapter(where[other].as_posix(), other, autocast_adapter_dtype=case.autocast)
     if case.active:
         model.base_model.set_adapter(list(case.active))
+    if case.halve_output:
+        for module in model.modules():
+            if isinstance(module, MultiheadAttention):
+                scaling = module.base_layer.out_proj.scaling
+                scaling.update({name: value / 2 for name, value in scaling.items()})
     return model.eval()
 
 

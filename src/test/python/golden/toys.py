@@ -115,7 +115,21 @@ class Conv3dNet(nn.Module):
         return self.lin0(torch.relu(self.conv3d(x)).flatten(1))
 
 
+class AttentionNet(nn.Module):
+    """(B, 7, 12) -> (B, 7, 5): self-attention with three heads, the sequence first inside, then a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mha = nn.MultiheadAttention(12, 3)
+        self.lin0 = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        return self.lin0(self.mha(x, x, x)[0]).transpose(0, 1)
+
+
 TOYS = {
+    "attention": AttentionNet,
     "mlp": Mlp,
     "embconv": EmbConv,
     "hfmlp": HfMlp,
@@ -129,6 +143,7 @@ TOYS = {
 
 # Shape of one sample; `embconv` takes token ids.
 SAMPLES = {
+    "attention": (7, 12),
     "mlp": (10,),
     "embconv": (10,),
     "hfmlp": (3, 6),

@@ -128,7 +128,6 @@ def _combos() -> dict:
 
 def _tokens() -> dict:
     embedding = "model.embed_tokens.weight"
-    one = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
     cases = {
         "llama": llm("llama", "three tokens of the input embedding", embedding, Q0, trainable_token_indices=[3, 17, 44]),
         "llama_one": llm("llama", "one token", embedding, trainable_token_indices=[0]),
@@ -143,22 +142,64 @@ def _tokens() -> dict:
                           trainable_token_indices=[3, 17, 44]),
         "llama_tied_dora": llm("llama_tied", "beside DoRA", embedding, Q0, use_dora=True,
                                trainable_token_indices=[3, 17, 44]),
-        "llama_alone": llm("llama", "nothing but tokens", embedding, target_modules=[], trainable_token_indices=[3, 17],
-                           case=dict(batch=24)),
         "qwen3_tied": llm("qwen3_tied", "the tied output layer follows", embedding, trainable_token_indices=[8, 9]),
         "embconv": toy("embconv", "an embedding of another name", "emb.weight", "lin0.weight",
                        target_modules=["lin0"], trainable_token_indices={"emb": [4, 90, 11]}),
-        "llama_two": Case(
-            "models/llama", {"a": one | {"trainable_token_indices": [3, 17]}, "b": one | {"trainable_token_indices": [5]}},
-            "two active adapters with other tokens", (embedding, Q0), active=("a", "b"),
-        ),
         "llama_bfloat16": llm("llama", "a bfloat16 base", embedding, trainable_token_indices=[3, 17, 44],
                               case=dict(dtype="bfloat16", roundings=2)),
     }
     return cases
 
 
+def _attention() -> dict:
+    kinds = {
+        "basic": {},
+        "rank1": {"r": 1, "lora_alpha": 2},
+        "rslora": {"use_rslora": True, "r": 5},
+        "with_linear": {"target_modules": ["mha", "lin0"], "alpha_pattern": {"lin0": 2}},
+        "rank_pattern": {"rank_pattern": {"mha": 2}},
+    }
+    merged = ("mha.in_proj_weight", "mha.out_proj.weight")
+    cases = {}
+    for name, change in kinds.items():
+        own = {"target_modules": ["mha"]} | change
+        cases[name] = toy("attention", "attention; the output projection counted once, which PEFT does not", *merged,
+                          case=dict(halve_output=True, same_after_reload=False), **own)
+        cases["twice_" + name] = toy("attention", "attention as PEFT has it, the output projection counted twice", *merged,
+                                     **own)
+    one = {"r": 3, "lora_alpha": 5, "target_modules": ["mha"]}
+    cases["two"] = Case("toys/attention.safetensors", {"a": one, "b": one | {"r": 2}}, "two active", merged,
+                        active=("a", "b"), halve_output=True, same_after_reload=False)
+    return cases
+
+
+def _alora() -> dict:
+    tokens = dict(alora_invocation_tokens=[9, 4], case=dict(merge=False))
+    return {
+        "llama": llm("llama", "starts at the invocation tokens; rows without them are the base's", **tokens),
+        "llama_rank1": llm("llama", "rank 1", r=1, **tokens),
+        "llama_one_token": llm("llama", "one invocation token", alora_invocation_tokens=[9], case=dict(merge=False)),
+        "llama_all_linear": llm("llama", "every linear layer", target_modules="all-linear", **tokens),
+        "qwen3": llm("qwen3", "starts at the invocation tokens", **tokens),
+        "llama_rslora": llm("llama", "scaled over the root of r", use_rslora=True, r=3, **tokens),
+    }
+
+
+def _replication() -> dict:
+    bare = dict(case=dict(merge=False))
+    return {
+        "llama": llm("llama", "two ranges that share a layer", layer_replication=[[0, 2], [1, 3]], **bare),
+        "llama_more": llm("llama", "one layer three times", layer_replication=[[0, 3], [1, 2], [1, 3]], **bare),
+        "llama_fewer": llm("llama", "fewer layers than the base", layer_replication=[[0, 1], [2, 3]], **bare),
+        "llama_dora": llm("llama", "with DoRA", use_dora=True, layer_replication=[[0, 2], [0, 3]], **bare),
+        "mistral": llm("mistral", "two ranges", layer_replication=[[0, 2], [0, 1]], **bare),
+    }
+
+
 CASES = {f"dora/{n}": c for n, c in _dora().items()}
 CASES |= {f"lora_bias/{n}": c for n, c in _bias().items()}
 CASES |= {f"tokens/{n}": c for n, c in _tokens().items()}
+CASES |= {f"attention/{n}": c for n, c in _attention().items()}
+CASES |= {f"alora/{n}": c for n, c in _alora().items()}
+CASES |= {f"replication/{n}": c for n, c in _replication().items()}
 CASES |= {f"combos/{n}": c for n, c in _combos().items()}

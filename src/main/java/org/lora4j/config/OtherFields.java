@@ -29,6 +29,7 @@ final class OtherFields {
             "trainable_token_indices",
             "corda_config",
             "eva_config",
+            "layer_replication",
             "loftq_config",
             "lora_ga_config",
             "megatron_core",

@@ -139,16 +139,7 @@ public final class LayerAdapters {
                 y = found.replace(layer, x, y);
             }
         }
-        if (!merged.isEmpty() && active.has(PeftCompat.PARTIAL_MERGE_DROPS_OTHERS)) {
-            return y;
-        }
-        List<LoraWeights> inUse = new ArrayList<>();
-        for (String name : active.names()) {
-            LoraWeights found = weights.get(name);
-            if (found != null && !merged.contains(name)) {
-                inUse.add(found);
-            }
-        }
+        List<LoraWeights> inUse = inUse();
         if (inUse.isEmpty()) {
             return y;
         }
@@ -167,6 +158,36 @@ public final class LayerAdapters {
             }
         }
         return y.to(type);
+    }
+
+    /** The active adapters of this layer that are not part of the weight, for batches in which all rows use the same. */
+    List<LoraWeights> inUse() {
+        List<LoraWeights> inUse = new ArrayList<>();
+        boolean dropped = !merged.isEmpty() && active.has(PeftCompat.PARTIAL_MERGE_DROPS_OTHERS);
+        if (active.enabled() && !dropped) {
+            for (String name : active.names()) {
+                if (!merged.contains(name)) {
+                    inUse.addAll(named(name));
+                }
+            }
+        }
+        return inUse;
+    }
+
+    /** An adapter of this layer, or nothing if it has none of the name. */
+    List<LoraWeights> named(String name) {
+        LoraWeights found = weights.get(name);
+        return found == null ? List.of() : List.of(found);
+    }
+
+    /** The adapters of the rows of this thread's batch, or null if all use the active ones. */
+    @Nullable
+    RowAdapters rows() {
+        return active.enabled() ? active.rows() : null;
+    }
+
+    boolean has(PeftCompat defect) {
+        return active.has(defect);
     }
 
     /** A change of a layer's output, given its input. */

@@ -18,7 +18,15 @@ import org.lora4j.ops.Tensors;
  * A model calls {@code forward} on whichever Java object its field holds, so putting this object into the field injects
  * the adapters, and putting the original back removes them.
  */
-public sealed interface LoraLayer permits LoraLinear, LoraHfConv1D, LoraEmbedding, LoraConv1d, LoraConv2d, LoraConv3d {
+public sealed interface LoraLayer
+        permits LoraLinear,
+                LoraHfConv1D,
+                LoraEmbedding,
+                LoraConv1d,
+                LoraConv2d,
+                LoraConv3d,
+                LoraMultiheadAttention,
+                LoraAttentionOutput {
     /** The dotted path of the module in the base model. */
     default String path() {
         return adapters().path();
@@ -110,6 +118,21 @@ public sealed interface LoraLayer permits LoraLinear, LoraHfConv1D, LoraEmbeddin
         }
     }
 
+    /** The layers within this one that are always adapted with it; they have paths and adapters of their own. */
+    default List<LoraLayer> parts() {
+        return List.of();
+    }
+
+    /** Whether another layer applies this one's adapters: it stands in for no object of the model then. */
+    default boolean isPart() {
+        return false;
+    }
+
+    /** How many times an update counts: once, but for a defect of PEFT that is asked for. */
+    default int repeats() {
+        return 1;
+    }
+
     /** New factors as {@code config.initLoraWeights()} says, of {@link #factorType()}. */
     default LoraWeights newWeights(LoraConfig config) {
         return Init.weights(this, config);
@@ -146,10 +169,11 @@ public sealed interface LoraLayer permits LoraLinear, LoraHfConv1D, LoraEmbeddin
 
     /** Adds the updates s B A of adapters without magnitude to a weight in the module's own layout, with one rounding. */
     default void addTo(Tensor weight, List<LoraWeights> updates) {
-        Ops.current()
-                .merge(
-                        matrix(weight),
-                        updates.stream().map(LoraWeights::lowRank).toList());
+        Tensor matrix = matrix(weight);
+        List<LowRank> table = updates.stream().map(LoraWeights::lowRank).toList();
+        for (int i = 0; i < repeats(); i++) {
+            Ops.current().merge(matrix, table);
+        }
     }
 
     /**

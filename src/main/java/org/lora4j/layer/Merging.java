@@ -48,6 +48,32 @@ final class Merging {
         return result.to(Tensors.type(original));
     }
 
+    /** The weight with updates s B A, which gets gradients through A and B, in the weight's type, rounded once. */
+    static Tensor adaptedWeight(LoraLayer layer, List<LoraWeights> adapters) {
+        Tensor weight = layer.weight();
+        Tensor sum = weight;
+        for (LoraWeights each : adapters) {
+            Tensor update = each.b().matmul(each.a());
+            for (int i = 0; i < layer.repeats(); i++) {
+                sum = sum.add(update, each.scaleScalar());
+            }
+        }
+        return sum.to(Tensors.type(weight));
+    }
+
+    /** The bias with the biases of adapters, which get gradients; undefined if nobody has one. */
+    static Tensor adaptedBias(LoraLayer layer, List<LoraWeights> adapters) {
+        Tensor bias = layer.bias();
+        Tensor sum = bias == null ? new Tensor() : bias;
+        for (LoraWeights each : adapters) {
+            Tensor update = each.bias();
+            if (update != null) {
+                sum = sum.defined() ? sum.add(update, each.scaleScalar()) : update.mul(each.scaleScalar());
+            }
+        }
+        return sum.defined() ? sum.to(Tensors.type(layer.weight())) : sum;
+    }
+
     /** m / n, shape (out). */
     static Tensor rescale(Tensor baseMatrix, LoraWeights weights) {
         Tensor magnitude = weights.magnitude();
@@ -72,7 +98,9 @@ final class Merging {
             if (each.magnitude() == null) {
                 LowRank update = each.lowRank();
                 Tensor delta = update.b().matmul(update.a()).mul(new Scalar(update.scale()));
-                matrix.add_(delta.to(Tensors.type(matrix)));
+                for (int i = 0; i < layer.repeats(); i++) {
+                    matrix.add_(delta.to(Tensors.type(matrix)));
+                }
             } else {
                 Tensor temporary = wide(result);
                 apply(layer, layer.matrix(original), layer.matrix(temporary), each);

@@ -38,6 +38,10 @@ final class AdapterFactory {
     }
 
     Made fresh(String name, LoraConfig config) {
+        return injector.onItsLayers(config, () -> freshHere(name, config));
+    }
+
+    private Made freshHere(String name, LoraConfig config) {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
@@ -90,6 +94,10 @@ final class AdapterFactory {
                     + ", which changes the base weights it belongs to: convert it to plain LoRA "
                     + "(in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
         }
+        return injector.onItsLayers(config, () -> loadedHere(name, config, folder));
+    }
+
+    private Made loadedHere(String name, LoraConfig config, Path folder) throws IOException {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
         Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());

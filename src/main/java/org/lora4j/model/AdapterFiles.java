@@ -150,10 +150,16 @@ final class AdapterFiles {
         return PREFIX + path + ".token_adapter.trainable_tokens_delta";
     }
 
+    /** The key of a base parameter: within every adapted module, PEFT's base_layer comes before the rest of the path. */
     static String savedKey(String path, java.util.Set<String> targets) {
-        int dot = path.lastIndexOf('.');
-        boolean wrapped = dot > 0 && targets.contains(path.substring(0, dot));
-        return PREFIX + (wrapped ? path.substring(0, dot) + ".base_layer" + path.substring(dot) : path);
+        StringBuilder key = new StringBuilder(PREFIX);
+        int from = 0;
+        for (int dot = path.indexOf('.'); dot >= 0; dot = path.indexOf('.', dot + 1)) {
+            key.append(path, from, dot);
+            key.append(targets.contains(path.substring(0, dot)) ? ".base_layer" : "");
+            from = dot;
+        }
+        return key.append(path, from, path.length()).toString();
     }
 
     private static String savedKey(String path, Adapter adapter) {

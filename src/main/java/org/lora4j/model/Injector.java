@@ -13,6 +13,7 @@ import org.bytedeco.pytorch.Conv3dImpl;
 import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
@@ -28,6 +29,7 @@ import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraHfConv1D;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
+import org.lora4j.layer.LoraMultiheadAttention;
 import org.lora4j.ops.Tensors;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -38,12 +40,14 @@ final class Injector {
     private static final String OUTPUT_LAYER = "lm_head";
 
     private final Module root;
-    private final ModuleTree tree;
+    private final Replication replication;
+    private ModuleTree tree;
     private final ActiveAdapters active;
     private final Map<String, LoraLayer> injected = new LinkedHashMap<>();
 
     Injector(Module root, ActiveAdapters active) {
         this.root = root;
+        this.replication = new Replication(root);
         this.tree = new ModuleTree(root);
         this.active = active;
     }
@@ -51,6 +55,39 @@ final class Injector {
     /** What the layers of the model read. */
     ActiveAdapters active() {
         return active;
+    }
+
+    /** Work that makes an adapter. */
+    interface Making<E extends Exception> {
+        AdapterFactory.Made make() throws E;
+    }
+
+    /**
+     * Makes an adapter on the layers its configuration asks for, which the model has from then on, unless that fails.
+     *
+     * @throws IllegalArgumentException if the model cannot have them
+     */
+    <E extends Exception> AdapterFactory.Made onItsLayers(LoraConfig config, Making<E> work) throws E {
+        boolean first = !replication.isDecided();
+        if (replication.apply(config)) {
+            tree = new ModuleTree(root);
+        }
+        boolean made = false;
+        try {
+            AdapterFactory.Made result = work.make();
+            made = true;
+            return result;
+        } finally {
+            if (first && !made) {
+                restoreLayers();
+            }
+        }
+    }
+
+    /** Puts the model's own stack of layers back; no layer may have an adapter. */
+    void restoreLayers() {
+        replication.undo();
+        tree = new ModuleTree(root);
     }
 
     /** The dotted paths of all modules. */
@@ -115,6 +152,7 @@ final class Injector {
                 LoraLayer layer = known == null ? newLayer(path) : known;
                 layer.check(config);
                 targets.put(path, layer);
+                layer.parts().forEach(part -> targets.put(part.path(), part));
             }
         }
         boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
@@ -229,12 +267,17 @@ final class Injector {
         try {
             layers.forEach((path, layer) -> {
                 if (!injected.containsKey(path)) {
-                    tree.replace(path, (Module) layer);
+                    if (!layer.isPart()) {
+                        tree.replace(path, (Module) layer);
+                    }
                     done.add(layer);
                 }
             });
         } catch (RuntimeException e) {
-            done.forEach(layer -> tree.replace(layer.path(), layer.original()));
+            done.forEach(this::restore);
+            if (injected.isEmpty()) {
+                restoreLayers();
+            }
             throw e;
         }
         done.forEach(layer -> injected.put(layer.path(), layer));
@@ -242,8 +285,14 @@ final class Injector {
 
     /** Puts the original object of every layer back. */
     void removeAll() {
-        injected.forEach((path, layer) -> tree.replace(path, layer.original()));
+        injected.values().forEach(this::restore);
         injected.clear();
+    }
+
+    private void restore(LoraLayer layer) {
+        if (!layer.isPart()) {
+            tree.replace(layer.path(), layer.original());
+        }
     }
 
     private LoraLayer newLayer(String path) {
@@ -263,18 +312,26 @@ final class Injector {
         if (module instanceof Conv3dImpl conv) {
             return Tensors.keep(new LoraConv3d(conv, path, active));
         }
+        if (module instanceof MultiheadAttentionImpl attention) {
+            return Tensors.keep(new LoraMultiheadAttention(attention, path, active));
+        }
         if (module instanceof HfConv1D conv) {
             return Tensors.keep(new LoraHfConv1D(conv, path, active));
         }
-        if (module == null) {
+        int dot = path.lastIndexOf('.');
+        if (module == null && dot > 0 && tree.object(path.substring(0, dot)) instanceof MultiheadAttentionImpl) {
             throw new IllegalArgumentException(
-                    "module '" + path + "' (" + tree.cpp(path).name().getString()
-                            + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
-                            + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
+                    "module '" + path + "' is part of the multi-head attention '" + path.substring(0, dot)
+                            + "', which is adapted as a whole: name the attention in targetModules instead");
+        }
+        if (module == null) {
+            throw new IllegalArgumentException("module '" + path + "' (" + tree.type(path)
+                    + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
+                    + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
         }
         throw new IllegalArgumentException(
                 "module '" + path + "' is a " + module.getClass().getSimpleName()
-                        + ", which cannot carry an adapter; linear, embedding and convolution layers can: narrow targetModules"
+                        + ", which cannot carry an adapter; linear, embedding, convolution and attention layers can: narrow targetModules"
                         + " or exclude it");
     }
 

@@ -307,7 +307,9 @@ public final class LoraModel<M extends Module> {
     public M unload() {
         unmergeAdapter();
         adapters.deactivateSaved();
-        return remove();
+        remove();
+        injector.restoreLayers();
+        return base;
     }
 
     /** Merges the active adapters for good and removes all; see {@link #mergeAndUnload(boolean, Progress)}. */
@@ -317,7 +319,8 @@ public final class LoraModel<M extends Module> {
 
     /**
      * Merges the active adapters into the weights for good, with their saved modules and biases, removes all adapters and
-     * gives the base model back. This object is of no use afterwards.
+     * gives the base model back. Layers repeated by {@code layer_replication} stay, each with its own merged weights. This
+     * object is of no use afterwards.
      *
      * @param safe whether to refuse weights that are not finite; nothing is merged then
      * @param progress told of each layer
@@ -329,7 +332,8 @@ public final class LoraModel<M extends Module> {
         for (String name : active.names()) {
             adapter(name).saved().values().forEach(SavedParameter::keepActive);
         }
-        return remove();
+        remove();
+        return base;
     }
 
     /** The tensors to train: factors, and copies of parameters, of the active trainable adapters. */
@@ -409,13 +413,12 @@ public final class LoraModel<M extends Module> {
         merging.merge(names, safe, progress);
     }
 
-    private M remove() {
+    private void remove() {
         if (base instanceof TokenSource source) {
             source.listener(null);
         }
         injector.removeAll();
         adapters.close();
         active.names(List.of());
-        return base;
     }
 }

@@ -36,10 +36,11 @@ class GoldenAdaptersTest {
     private static final ParityReport REPORT = new ParityReport(GoldenAdaptersTest.class);
 
     /** The folders of cases whose adapters load as they are. */
-    private static final List<String> GROUPS = List.of("adapters", "dora", "lora_bias", "bias", "combos", "alora");
+    private static final List<String> GROUPS =
+            List.of("adapters", "alora", "attention", "combos", "dora", "lora_bias", "replication", "tokens");
 
     /** Cases that are in no group of their own. */
-    private static final List<String> OTHERS = List.of("other_methods/alora");
+    private static final List<String> OTHERS = List.of("other_methods/alora", "other_methods/layer_replication");
 
     /** Every case as group/name. */
     static Stream<String> cases() throws IOException {
@@ -91,10 +92,12 @@ class GoldenAdaptersTest {
                     check(name, "rows", golden.type(), GoldenCase.forward(base, input), adapted);
                 }
             }
-            try (LoraModel.Scope off = model.disabled()) {
-                assertThat(GoldenCase.difference(GoldenCase.forward(base, input), alone))
-                        .isZero();
-            }
+            model.disable();
+            double moved = GoldenCase.difference(GoldenCase.forward(base, input), alone);
+            // LibTorch's own attention differs by a rounding between two calls, as its memory happens to be aligned.
+            boolean same = moved <= (name.startsWith("attention") ? 1e-5 : 0);
+            // Repeated layers stay while the adapter is off, as in PEFT; ReplicationTest holds what they compute.
+            assertThat(same).isEqualTo(!name.contains("replication"));
         }
     }
 
@@ -200,10 +203,11 @@ class GoldenAdaptersTest {
         LoraModel<Module> model = null;
         for (GoldenCase.Saved adapter : golden.adapters()) {
             if (model == null) {
-                // PEFT takes names in modules_to_save for any end of a path.
-                Set<PeftCompat> compat = golden.folder.endsWith("llama_modules_to_save_suffix")
+                // PEFT takes names in modules_to_save for any end of a path, and counts an attention's output twice.
+                String name = golden.folder.getFileName().toString();
+                Set<PeftCompat> compat = name.equals("llama_modules_to_save_suffix")
                         ? Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX)
-                        : Set.of();
+                        : name.startsWith("twice") ? Set.of(PeftCompat.ATTENTION_OUTPUT_TWICE) : Set.of();
                 model = Lora.load(base, adapter.folder(), adapter.name(), compat);
             } else {
                 model.loadAdapter(adapter.folder(), adapter.name());

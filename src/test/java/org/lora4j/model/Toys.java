@@ -14,6 +14,7 @@ import org.bytedeco.pytorch.ConvPaddingMode;
 import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.kCircular;
@@ -128,9 +129,21 @@ final class Toys {
         }
     }
 
+    static final class AttentionNet extends Net {
+        MultiheadAttentionImpl mha = register_module("mha", new MultiheadAttentionImpl(12, 3));
+        LinearImpl lin0 = register_module("lin0", new LinearImpl(12, 5));
+
+        @Override
+        Tensor forward(Tensor x) {
+            Tensor first = x.transpose(0, 1);
+            return lin0.forward(mha.forward(first, first, first).get0()).transpose(0, 1);
+        }
+    }
+
     static Net of(String name) {
         long[] one = {1, 1};
         return switch (name) {
+            case "attention" -> new AttentionNet();
             case "mlp" -> new Mlp();
             case "embconv" -> new EmbConv();
             case "hfmlp" -> new HfMlp();

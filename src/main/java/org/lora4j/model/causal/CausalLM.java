@@ -4,6 +4,8 @@ import static org.bytedeco.pytorch.global.torch.cross_entropy_loss;
 
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.LinearImpl;
@@ -13,6 +15,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.model.LoraModel;
+import org.lora4j.model.ReplicableLayers;
 import org.lora4j.model.TokenSource;
 import org.lora4j.ops.Tensors;
 
@@ -30,7 +33,7 @@ import org.lora4j.ops.Tensors;
  * <p>{@code forward} may be called from several threads. Tensors it returns belong to the caller's {@code PointerScope}. The
  * model itself belongs to no scope: close it to free it.
  */
-public final class CausalLM extends Module implements TokenSource {
+public final class CausalLM extends Module implements TokenSource, ReplicableLayers {
     /** The label of a token that does not count in {@link #loss}. */
     public static final long IGNORED = -100;
 
@@ -38,8 +41,11 @@ public final class CausalLM extends Module implements TokenSource {
 
     Decoder model;
     LinearImpl lm_head;
-    private final CausalConfig config;
+    private CausalConfig config;
     private final Handles handles;
+    /** Those of layers that repeat others. */
+    private final List<Handles> replicas = new ArrayList<>();
+
     private final Path source;
     private @Nullable Listener listener;
 
@@ -95,7 +101,37 @@ public final class CausalLM extends Module implements TokenSource {
         CausalFiles.save(this, folder, maxShardBytes);
     }
 
-    /** What config.json says. */
+    @Override
+    public int layerCount() {
+        return config.layers();
+    }
+
+    @Override
+    public LoraModel.Scope replicateLayers(List<Integer> sources) {
+        CausalConfig before = config;
+        List<DecoderLayer> own = List.copyOf(model.layers);
+        CausalConfig next = before.withLayers(sources);
+        Handles added = new Handles();
+        replicas.add(added);
+        try (PointerScope scope = new PointerScope()) {
+            List<DecoderLayer> stack = new ArrayList<>();
+            for (int source : sources) {
+                DecoderLayer copy = new DecoderLayer(next, stack.size(), new Leaves(added));
+                ReplicableLayers.share(own.get(source), copy);
+                stack.add(copy);
+            }
+            model.layers(stack);
+        }
+        config = next;
+        return () -> {
+            model.layers(own);
+            config = before;
+            replicas.remove(added);
+            added.close();
+        };
+    }
+
+    /** What config.json says, but for the layers after {@link #replicateLayers}. */
     public CausalConfig config() {
         return config;
     }
@@ -288,6 +324,7 @@ public final class CausalLM extends Module implements TokenSource {
     public void close() {
         if (!isNull()) {
             handles.close();
+            replicas.forEach(Handles::close);
             super.close();
         }
     }
