@@ -2,6 +2,7 @@ package org.lora4j.layer;
 
 import org.bytedeco.pytorch.Generator;
 import org.bytedeco.pytorch.GeneratorOptional;
+import org.bytedeco.pytorch.LongOptional;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.StringViewOptional;
 import org.bytedeco.pytorch.T_TensorTensorTensor_T;
@@ -66,6 +67,13 @@ record Svd(Tensor u, Tensor s, Tensor vh) {
     /** The components [first, first + count). */
     Svd part(long first, long count) {
         return new Svd(u.narrow(1, first, count), s.narrow(0, first, count), vh.narrow(0, first, count));
+    }
+
+    /** The same decomposition with the largest element of every right singular vector positive, so that it is the only one. */
+    Svd withPositivePeaks() {
+        Tensor at = vh.abs().argmax(new LongOptional(1), true);
+        Tensor signs = vh.gather(1, at).sign();
+        return new Svd(u.mul(signs.t()), s, vh.mul(signs));
     }
 
     /** The factors with {@code scale * B A = U S Vh} that share the singular values evenly. */
