@@ -16,29 +16,34 @@ import org.lora4j.ops.Tensors;
  *     it: {@code residual + scale * B A} is the old weight. Null where the base stays.
  */
 public record Start(Tensor a, Tensor b, @Nullable Tensor residual) {
+    /** The weight as a matrix to compute with; see the longer form. */
+    static Tensor matrix(String init, Tensor weight, int rank) {
+        return matrix(init, "weight", weight, rank);
+    }
+
     /**
-     * A weight to compute with: shape (out, in), float32 or float64, outside the graph.
+     * A matrix to compute with: shape (out, in), float32 or float64, outside the graph.
      *
+     * @param what it is, for the message
      * @throws IllegalArgumentException if it is no matrix of finite floating-point numbers, or the rank is too high
      */
-    static Tensor matrix(String init, Tensor weight, int rank) {
-        Tensor detached = weight.detach();
-        if (weight.dim() != 2 || !weight.is_floating_point()) {
-            throw new IllegalArgumentException(
-                    init + " starts from a matrix (out, in) of floating-point numbers, but the" + " weight is "
-                            + Tensors.describe(weight) + ": use another initialisation for this layer");
+    static Tensor matrix(String init, String what, Tensor given, int rank) {
+        Tensor detached = given.detach();
+        if (given.dim() != 2 || !given.is_floating_point()) {
+            throw new IllegalArgumentException(init + " needs a matrix (out, in) of floating-point numbers, but the "
+                    + what + " is " + Tensors.describe(given) + ": use another initialisation for this layer");
         }
-        long most = Math.min(weight.size(0), weight.size(1));
+        long most = Math.min(given.size(0), given.size(1));
         if (rank < 1 || rank > most) {
-            throw new IllegalArgumentException(init + " needs a rank of at least 1 and at most the smaller side of the"
-                    + " weight, but the rank is " + rank + " and the weight " + Arrays.toString(Tensors.shape(weight))
-                    + ": set r or rankPattern to " + most + " or less");
+            throw new IllegalArgumentException(init + " needs a rank of at least 1 and at most the smaller side of the "
+                    + what + ", but the rank is " + rank + " and the " + what + " "
+                    + Arrays.toString(Tensors.shape(given)) + ": set r or rankPattern to " + most + " or less");
         }
         if (!torch.isfinite(detached).all().item_bool()) {
-            throw new IllegalArgumentException(
-                    init + " starts from the weight, but it has NaN or infinite values: load" + " a sound checkpoint");
+            throw new IllegalArgumentException(init + " needs finite numbers, but the " + what
+                    + " has NaN or infinite values: check where it" + " comes from");
         }
-        return detached.to(working(weight));
+        return detached.to(working(given));
     }
 
     /** @throws IllegalArgumentException if a scale that is divided by is not a finite number above 0 */
