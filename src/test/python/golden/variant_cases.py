@@ -196,10 +196,41 @@ def _replication() -> dict:
     }
 
 
+def _inits() -> dict:
+    cases = {}
+    for init in ("pissa", "olora"):
+        kinds = {
+            "mlp": toy("mlp", init, "lin0.weight", target_modules=["lin0"], init_lora_weights=init),
+            "mlp_rslora": toy("mlp", init + " over the root of r", "lin0.weight", target_modules=["lin0"],
+                              use_rslora=True, r=5, init_lora_weights=init),
+            "mlp_pattern": toy("mlp", init + " with ranks by pattern", "lin0.weight", "lin1.weight",
+                               target_modules=["lin0", "lin1"], rank_pattern={"lin1": 1}, init_lora_weights=init),
+            "mlp_dora": toy("mlp", init + " with DoRA", "lin0.weight", target_modules=["lin0"], use_dora=True,
+                            init_lora_weights=init),
+            "llama": llm("llama", init, Q0, init_lora_weights=init),
+            "llama_saved": llm("llama", init + " beside a module saved whole", Q0, init_lora_weights=init,
+                               modules_to_save=["lm_head"]),
+        }
+        if init == "pissa":
+            kinds["hfmlp"] = toy("hfmlp", init + " on (in, out) weights", "c_fc.weight", target_modules=["c_fc"],
+                                 init_lora_weights=init, fan_in_fan_out=True)
+        cases |= {f"{init}_{n}": c for n, c in kinds.items()}
+    cases |= {
+        "mica_mlp": toy("mlp", "MiCA: B does not train", "lin0.weight", target_modules=["lin0"], r=2,
+                        init_lora_weights="mica"),
+        "mica_llama": llm("llama", "MiCA", Q0, init_lora_weights="mica"),
+        "gaussian_mlp": toy("mlp", "gaussian", "lin0.weight", target_modules=["lin0"], init_lora_weights="gaussian"),
+        "orthogonal_mlp": toy("mlp", "orthogonal", "lin0.weight", target_modules=["lin0"], r=4,
+                              init_lora_weights="orthogonal"),
+    }
+    return cases
+
+
 CASES = {f"dora/{n}": c for n, c in _dora().items()}
 CASES |= {f"lora_bias/{n}": c for n, c in _bias().items()}
 CASES |= {f"tokens/{n}": c for n, c in _tokens().items()}
 CASES |= {f"attention/{n}": c for n, c in _attention().items()}
 CASES |= {f"alora/{n}": c for n, c in _alora().items()}
 CASES |= {f"replication/{n}": c for n, c in _replication().items()}
+CASES |= {f"inits/{n}": c for n, c in _inits().items()}
 CASES |= {f"combos/{n}": c for n, c in _combos().items()}

@@ -75,7 +75,7 @@ public final class Adapter implements AutoCloseable {
     /** All tensors to train: the factors with what belongs to them, and the copied parameters. */
     public List<Tensor> parameters() {
         List<Tensor> parameters = new ArrayList<>();
-        weights.values().forEach(each -> parameters.addAll(each.parts().values()));
+        weights.values().forEach(each -> parameters.addAll(each.trained()));
         saved.values().stream().filter(SavedParameter::trains).forEach(each -> parameters.add(each.parameter()));
         tokens.values().forEach(each -> parameters.add(each.rows()));
         return parameters;

@@ -46,6 +46,10 @@ public final class LayerAdapters {
         return path;
     }
 
+    ActiveAdapters active() {
+        return active;
+    }
+
     /** Whether a convolution's A forgets padding mode and dilation, as in PEFT. */
     boolean ignoresOptions() {
         return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);

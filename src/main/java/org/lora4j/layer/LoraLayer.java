@@ -138,6 +138,16 @@ public sealed interface LoraLayer
         return Init.weights(this, config);
     }
 
+    /**
+     * A new adapter here.
+     *
+     * @param given where it starts, for {@code eva}, {@code corda} and {@code lora_ga}; null for the others
+     * @throws IllegalArgumentException if the layer cannot start so
+     */
+    default Fresh fresh(LoraConfig config, @Nullable Start given) {
+        return Init.fresh(this, config, given);
+    }
+
     /** The type of the factors: float32 whatever the weight, or float64 beside a float64 weight. */
     default torch.ScalarType factorType() {
         return Tensors.type(weight()) == torch.ScalarType.Double ? torch.ScalarType.Double : torch.ScalarType.Float;

@@ -59,6 +59,9 @@ public final class LoraWeights implements AutoCloseable {
     /** The norms of the adapted weight's rows, for DoRA; null otherwise. */
     private final @Nullable RowNorms norms;
 
+    private @Nullable Factors initial;
+    private boolean frozenB;
+
     /** As {@link #LoraWeights(LoraConfig, String, Map)} with nothing but the factors. */
     public LoraWeights(LoraConfig config, String path, Tensor a, Tensor b) {
         this(config, path, Map.of(Part.A, a, Part.B, b));
@@ -115,6 +118,31 @@ public final class LoraWeights implements AutoCloseable {
     /** Whether the update is {@code s B A} and nothing else. */
     public boolean isPlain() {
         return parts.size() == 2;
+    }
+
+    /** The factors the adapter started with, where they hold a part of the base weight; else null. */
+    public @Nullable Factors initial() {
+        return initial;
+    }
+
+    /** Takes over the factors the adapter started with. */
+    public void initial(Factors start) {
+        Tensors.keep(start.a());
+        Tensors.keep(start.b());
+        initial = start;
+    }
+
+    /** B does not train, as in MiCA. */
+    public void freezeB() {
+        frozenB = true;
+    }
+
+    /** The tensors that train. */
+    public List<Tensor> trained() {
+        return parts.entrySet().stream()
+                .filter(each -> !(frozenB && each.getKey() == Part.B))
+                .map(Map.Entry::getValue)
+                .toList();
     }
 
     @Nullable
@@ -176,7 +204,7 @@ public final class LoraWeights implements AutoCloseable {
     }
 
     void requiresGrad(boolean requires) {
-        parts.values().forEach(part -> part.set_requires_grad(requires));
+        trained().forEach(part -> part.set_requires_grad(requires));
     }
 
     static Tensor matrix(Tensor factor) {
@@ -190,6 +218,10 @@ public final class LoraWeights implements AutoCloseable {
         scale.close();
         if (norms != null) {
             norms.close();
+        }
+        if (initial != null) {
+            initial.a().close();
+            initial.b().close();
         }
         if (down != null) {
             down.close();

@@ -10,9 +10,13 @@ import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.jspecify.annotations.Nullable;
+import org.lora4j.config.InitLoraWeights;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.Factors;
+import org.lora4j.layer.Fresh;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.SavedParameter;
@@ -37,16 +41,27 @@ final class AdapterFactory {
         this.injector = injector;
     }
 
-    Made fresh(String name, LoraConfig config) {
-        return injector.onItsLayers(config, () -> freshHere(name, config));
+    /** @param batches for the initialisations that look at data; null for the others */
+    Made fresh(String name, LoraConfig config, @Nullable Iterable<? extends CalibrationBatch> batches) {
+        return injector.onItsLayers(config, () -> freshHere(name, config, batches));
     }
 
-    private Made freshHere(String name, LoraConfig config) {
-        LoraConfig resolved = injector.resolve(config);
-        Map<String, LoraLayer> targets = injector.targets(resolved);
+    private Made freshHere(String name, LoraConfig config, @Nullable Iterable<? extends CalibrationBatch> batches) {
+        LoraConfig given = injector.resolve(config);
+        Map<String, LoraLayer> all = injector.targets(given);
+        DataStart.Found found = batches == null
+                ? new DataStart.Found(given, Map.of())
+                : injector.whileInjected(all, () -> new DataStart(given, all, batches).run());
+        LoraConfig resolved = found.config();
+        // EVA may leave layers without an adapter.
+        Map<String, LoraLayer> targets = resolved.equals(given) ? all : injector.among(all, resolved);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
-        targets.forEach((path, layer) -> weights.put(path, layer.newWeights(resolved)));
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
+        targets.forEach((path, layer) -> {
+            Fresh fresh = layer.fresh(resolved, found.starts().get(path));
+            weights.put(path, fresh.weights());
+            residual(saved, layer, fresh);
+        });
         injector.saved(resolved, targets.keySet())
                 .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter)));
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
@@ -59,6 +74,12 @@ final class AdapterFactory {
             tokens.put(path, new TokenRows(path, weight, ids, rows.to(own.get(0).factorType())));
         });
         return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
+    }
+
+    private static void residual(Map<String, SavedParameter> saved, LoraLayer layer, Fresh fresh) {
+        if (fresh.residual() != null) {
+            saved.put(layer.path() + ".weight", SavedParameter.residual(layer.weight(), fresh.residual()));
+        }
     }
 
     /** The tokens whose rows an adapter trains at a module. */
@@ -88,11 +109,12 @@ final class AdapterFactory {
 
     /** @throws IllegalArgumentException listing every tensor that does not fit */
     Made loaded(String name, LoraConfig config, Path folder) throws IOException {
-        if (config.initLoraWeights().changesBase()) {
+        InitLoraWeights.Kind kind = config.initLoraWeights().kind();
+        if (kind == InitLoraWeights.Kind.CORDA || kind == InitLoraWeights.Kind.LORA_GA) {
             throw new IllegalArgumentException("the adapter in " + folder + " started from initLoraWeights="
                     + config.initLoraWeights()
-                    + ", which changes the base weights it belongs to: convert it to plain LoRA "
-                    + "(in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
+                    + ", which changes the base weights it belongs to by data that is not in the folder: save it with "
+                    + "saveConverted (in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
         }
         return injector.onItsLayers(config, () -> loadedHere(name, config, folder));
     }
@@ -109,6 +131,7 @@ final class AdapterFactory {
         Map<String, Tensor> values = AdapterFiles.read(
                 folder, resolved, targets, parameters, tokenShapes(tied, ids), Parameters.of(base), lenient);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
+        Map<String, SavedParameter> saved = new LinkedHashMap<>();
         targets.forEach((path, layer) -> {
             Map<LoraWeights.Part, Tensor> parts = new LinkedHashMap<>();
             LoraWeights.Part.of(resolved).forEach(part -> {
@@ -120,9 +143,22 @@ final class AdapterFactory {
             if (parts.size() < LoraWeights.Part.of(resolved).size()) {
                 layer.newWeights(resolved).parts().forEach(parts::putIfAbsent);
             }
-            weights.put(path, new LoraWeights(resolved, layer.configPath(), parts));
+            LoraWeights own = new LoraWeights(resolved, layer.configPath(), parts);
+            weights.put(path, own);
+            if (resolved.initLoraWeights().kind() == InitLoraWeights.Kind.MICA) {
+                own.freezeB();
+            }
+            if (resolved.initLoraWeights().changesBase()) {
+                // As PEFT does: the start is computed anew, since the file has only what came of it.
+                Fresh fresh = layer.fresh(resolved, null);
+                residual(saved, layer, fresh);
+                Factors initial = fresh.weights().initial();
+                if (initial != null) {
+                    own.initial(new Factors(initial.a().clone(), initial.b().clone()));
+                }
+                fresh.weights().close();
+            }
         });
-        Map<String, SavedParameter> saved = new LinkedHashMap<>();
         parameters.forEach((path, parameter) -> saved.put(
                 path,
                 new SavedParameter(

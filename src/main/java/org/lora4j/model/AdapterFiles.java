@@ -10,10 +10,14 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.format.AdapterConfigJson;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.Conversion;
+import org.lora4j.layer.Factors;
 import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
@@ -42,30 +46,61 @@ final class AdapterFiles {
 
     /** Writes an adapter; each file is replaced in a single step, the configuration last. */
     static void write(Path folder, Adapter adapter, Map<String, LoraLayer> layers) throws IOException {
-        Files.createDirectories(folder);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, Tensor> tensors = new LinkedHashMap<>();
+            write(folder, adapter.config(), tensors(adapter, layers));
+        }
+    }
+
+    /** Likewise as an adapter of twice the rank for the base without its residual weights. */
+    static void writeConverted(Path folder, Adapter adapter, Map<String, LoraLayer> layers) throws IOException {
+        LoraConfig converted = Conversion.config(adapter.config());
+        try (PointerScope scope = new PointerScope();
+                NoGradGuard noGrad = new NoGradGuard()) {
+            Map<String, Tensor> tensors = tensors(adapter, layers);
             adapter.weights().forEach((path, weights) -> {
                 LoraLayer layer = layers.get(path);
                 if (layer != null) {
-                    weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
+                    Factors trained =
+                            new Factors(weights.a().detach(), weights.b().detach());
+                    Factors initial = weights.initial();
+                    if (initial == null) {
+                        initial = new Factors(torch.zeros_like(trained.a()), torch.zeros_like(trained.b()));
+                    }
+                    Factors plain = Conversion.subtractInitial(trained, initial);
+                    tensors.put(key(layer, LoraWeights.Part.A), plain.a());
+                    tensors.put(key(layer, LoraWeights.Part.B), plain.b());
                 }
             });
-            adapter.tokens()
-                    .forEach((path, rows) ->
-                            tensors.put(tokenKey(path), rows.rows().detach()));
-            adapter.saved().forEach((path, saved) -> {
-                if (saved.trains()) {
-                    tensors.put(savedKey(path, adapter), saved.value().detach());
-                }
-            });
-            TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
+            write(folder, converted, tensors);
         }
-        LoraConfig config = adapter.config().toBuilder()
+    }
+
+    private static Map<String, Tensor> tensors(Adapter adapter, Map<String, LoraLayer> layers) {
+        Map<String, Tensor> tensors = new LinkedHashMap<>();
+        adapter.weights().forEach((path, weights) -> {
+            LoraLayer layer = layers.get(path);
+            if (layer != null) {
+                weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
+            }
+        });
+        adapter.tokens()
+                .forEach((path, rows) -> tensors.put(tokenKey(path), rows.rows().detach()));
+        adapter.saved().forEach((path, saved) -> {
+            if (saved.trains()) {
+                tensors.put(savedKey(path, adapter), saved.value().detach());
+            }
+        });
+        return tensors;
+    }
+
+    private static void write(Path folder, LoraConfig config, Map<String, Tensor> tensors) throws IOException {
+        Files.createDirectories(folder);
+        TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
+        LoraConfig saved = config.toBuilder()
                 .inferenceMode(true)
                 .peftVersion(LoraConfig.PEFT_VERSION)
                 .build();
-        AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), config);
+        AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), saved);
     }
 
     /**

@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.RowAdapters;
@@ -88,8 +89,17 @@ final class AttachedAdapters implements AutoCloseable {
         detach(name);
     }
 
+    /** Puts the base model's own parameters back, for good. */
     void deactivateSaved() {
         byName.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+    }
+
+    private void deactivate(SavedParameter saved) {
+        if (saved.trains() || !active.has(PeftCompat.RESIDUAL_STAYS)) {
+            saved.deactivate();
+        } else {
+            saved.activate();
+        }
     }
 
     @Override
@@ -117,7 +127,7 @@ final class AttachedAdapters implements AutoCloseable {
         byName.values().forEach(adapter -> {
             if (!isOn(adapter)) {
                 adapter.requiresGrad(false);
-                adapter.saved().values().forEach(SavedParameter::deactivate);
+                adapter.saved().values().forEach(this::deactivate);
             }
         });
         byName.values().stream().filter(this::isOn).forEach(adapter -> {

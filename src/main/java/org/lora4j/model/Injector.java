@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Supplier;
 import org.bytedeco.pytorch.Conv1dImpl;
 import org.bytedeco.pytorch.Conv2dImpl;
 import org.bytedeco.pytorch.Conv3dImpl;
@@ -281,6 +282,37 @@ final class Injector {
             throw e;
         }
         done.forEach(layer -> injected.put(layer.path(), layer));
+    }
+
+    /** Runs something while layers are in the model that have no adapter yet; they are taken out again afterwards. */
+    <T> T whileInjected(Map<String, LoraLayer> layers, Supplier<T> work) {
+        Set<String> before = Set.copyOf(injected.keySet());
+        inject(layers);
+        boolean enabled = active.enabled();
+        active.enabled(false);
+        try {
+            return work.get();
+        } finally {
+            active.enabled(enabled);
+            layers.keySet().stream().filter(path -> !before.contains(path)).forEach(path -> {
+                LoraLayer layer = injected.remove(path);
+                if (layer != null) {
+                    restore(layer);
+                }
+            });
+        }
+    }
+
+    /** Those of some layers that a configuration targets. */
+    Map<String, LoraLayer> among(Map<String, LoraLayer> layers, LoraConfig config) {
+        TargetMatcher matcher = new TargetMatcher(config);
+        Map<String, LoraLayer> among = new LinkedHashMap<>();
+        layers.forEach((path, layer) -> {
+            if (matcher.verdict(layer.configPath()) == TargetMatcher.Verdict.TARGET) {
+                among.put(path, layer);
+            }
+        });
+        return among;
     }
 
     /** Puts the original object of every layer back. */

@@ -93,7 +93,22 @@ public final class LoraModel<M extends Module> {
     public void addAdapter(String name, LoraConfig config) {
         adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config), true));
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config, null), true));
+        }
+    }
+
+    /**
+     * As {@link #addAdapter(String, LoraConfig)}, for an initialisation that looks at data: {@code eva}, {@code corda} or
+     * {@code lora_ga}. The batches run on the base model. With {@code eva} the adapter's configuration gets the ranks found.
+     *
+     * @param batches run in order, with {@code eva} again and again until the components of all layers are found
+     * @throws IllegalArgumentException also if there is no batch, or one does not give what the initialisation needs
+     * @throws IllegalStateException if {@code eva} does not find all components
+     */
+    public void addAdapter(String name, LoraConfig config, Iterable<? extends CalibrationBatch> batches) {
+        adapters.checkNew(name, config);
+        try (PointerScope scope = new PointerScope()) {
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config, batches), true));
         }
     }
 
@@ -400,6 +415,17 @@ public final class LoraModel<M extends Module> {
      */
     public void save(Path folder, String name) throws IOException {
         AdapterFiles.write(folder, adapter(name), injector.injected());
+    }
+
+    /**
+     * Saves an adapter that started with a part of the base weight (pissa, olora, corda, lora_ga) as one for the untouched
+     * base, of twice the rank: PEFT's {@code save_pretrained} with {@code path_initial_model_for_weight_conversion}.
+     *
+     * @throws IllegalArgumentException if the adapter did not start so, or not exactly, as with loftq
+     * @throws IOException if a file cannot be written
+     */
+    public void saveConverted(Path folder, String name) throws IOException {
+        AdapterFiles.writeConverted(folder, adapter(name), injector.injected());
     }
 
     private void checkNotMerged(String name) {

@@ -37,7 +37,7 @@ class GoldenAdaptersTest {
 
     /** The folders of cases whose adapters load as they are. */
     private static final List<String> GROUPS =
-            List.of("adapters", "alora", "attention", "combos", "dora", "lora_bias", "replication", "tokens");
+            List.of("adapters", "alora", "attention", "combos", "dora", "inits", "lora_bias", "replication", "tokens");
 
     /** Cases that are in no group of their own. */
     private static final List<String> OTHERS = List.of("other_methods/alora", "other_methods/layer_replication");
