@@ -180,7 +180,13 @@ def compare(job: dict, out: Path, theirs: dict, dtype: str) -> tuple[list[str], 
         lines.append("switched off is not the base (!)")
     refused = (out / "merge_error.txt").read_text() if (out / "merge_error.txt").exists() else None
     if "merged" in ours and "merged" in theirs:
-        check("merged", ours["merged"], theirs["merged"])
+        # Merged must be what the adapter gave unmerged; where PEFT's own merge is not, lora4j is held to that instead.
+        own = (theirs["merged"] - theirs["adapted"]).abs().max().item() / theirs["adapted"].abs().max().item()
+        if own <= max(1e-4, TOLERANCE[dtype]):
+            check("merged", ours["merged"], theirs["merged"])
+        else:
+            lines.append(f"PEFT's merge is {own:.1e} off its own adapter")
+            check("merged", ours["merged"], ours["adapted"])
     elif "merged" in ours or "merged" in theirs:
         lines.append(f"merge: PEFT {theirs.get('merge_error', 'merges')}, lora4j {refused or 'merges'}")
     else:

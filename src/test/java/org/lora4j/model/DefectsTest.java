@@ -13,6 +13,7 @@ import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -25,6 +26,13 @@ import org.lora4j.ops.TensorFiles;
 
 /** The defects of PEFT: what is right by default, and PEFT's own numbers with the switch. See golden/defects. */
 class DefectsTest {
+    private static final ParityReport REPORT = new ParityReport(DefectsTest.class);
+
+    @AfterAll
+    static void report() {
+        REPORT.write();
+    }
+
     private static GoldenCase golden(String name) throws IOException {
         return new GoldenCase(GoldenCase.GOLDEN.resolve("defects").resolve(name));
     }
@@ -43,8 +51,10 @@ class DefectsTest {
         return model;
     }
 
-    private static void near(Tensor actual, Tensor expected) {
-        assertThat(GoldenCase.difference(actual, expected)).isLessThanOrEqualTo(2e-5 * GoldenCase.largest(expected));
+    private static void near(String name, Tensor actual, Tensor expected) {
+        double difference = GoldenCase.difference(actual, expected) / GoldenCase.largest(expected);
+        REPORT.record("defects/" + name, "output", difference);
+        assertThat(difference).isLessThanOrEqualTo(2e-5);
     }
 
     /** The share of elements with the same bits. */
@@ -62,6 +72,10 @@ class DefectsTest {
             model.setActive("a", "b");
             Module merged = model.mergeAndUnload();
             Tensor weight = Parameters.of(merged).get("lin0.weight");
+            REPORT.record(
+                    "defects/safe_merge",
+                    "merged",
+                    GoldenCase.difference(weight, expected.tensor(ours + "lin0.weight")) / GoldenCase.largest(weight));
             // The two sides sum in other orders, so a rounding may fall the other way here and there.
             assertThat(same(weight, expected.tensor(ours + "lin0.weight"))).isGreaterThan(0.985);
             assertThat(same(weight, expected.tensor(other + "lin0.weight"))).isLessThan(0.9);
@@ -113,6 +127,7 @@ class DefectsTest {
             model.setActive("a", "b");
             model.mergeAdapter("a");
             near(
+                    "partial_merge",
                     GoldenCase.forward(model.base(), expected.tensor("input")),
                     expected.tensor(compat ? "peft.output" : "correct.output"));
         }
@@ -127,6 +142,7 @@ class DefectsTest {
                 MappedTensors expected = TensorFiles.open(golden.folder.resolve("expected.safetensors"))) {
             LoraModel<Module> model = load(golden, compat);
             near(
+                    "padding",
                     GoldenCase.forward(model.base(), expected.tensor("input")),
                     expected.tensor(compat ? "peft.output" : "correct.output"));
         }
@@ -160,9 +176,9 @@ class DefectsTest {
                 MappedTensors expected = TensorFiles.open(golden.folder.resolve("expected.safetensors"))) {
             LoraModel<Module> model = load(golden, false);
             Tensor ids = expected.tensor("input_ids");
-            near(GoldenCase.forward(model.base(), ids), expected.tensor("correct.logits"));
+            near("tied", GoldenCase.forward(model.base(), ids), expected.tensor("correct.logits"));
             model.mergeAdapter();
-            near(GoldenCase.forward(model.base(), ids), expected.tensor("correct.logits"));
+            near("tied", GoldenCase.forward(model.base(), ids), expected.tensor("correct.logits"));
             assertThat(GoldenCase.difference(expected.tensor("peft.logits"), expected.tensor("correct.logits")))
                     .isGreaterThan(0.1);
         }
@@ -180,7 +196,10 @@ class DefectsTest {
                     .hasMessageContaining("unexpected base_model.model.model.layers.0.input_layernorm.weight");
             LoraModel<Module> model =
                     Lora.load(golden.base(), adapter.folder(), "a", Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX));
-            near(GoldenCase.forward(model.base(), golden.input(expected)), GoldenCase.output(expected, ""));
+            near(
+                    "modules_to_save_suffix",
+                    GoldenCase.forward(model.base(), golden.input(expected)),
+                    GoldenCase.output(expected, ""));
         }
     }
 }

@@ -104,24 +104,30 @@ final class ParityDoc {
             if (!feature.section().equals(section)) {
                 section = feature.section();
                 text.append("\n## ").append(section).append("\n\n");
-                text.append("| PEFT | lora4j | golden cases | largest difference | |\n|---|---|---|---|---|\n");
+                text.append("| PEFT | lora4j | golden cases | float32 | half types | |\n|---|---|---|---|---|---|\n");
             }
             List<String> own = matching(feature, cases);
-            double largest = own.stream()
-                    .filter(differences::containsKey)
-                    .mapToDouble(differences::get)
-                    .max()
-                    .orElse(Double.NaN);
             text.append(String.format(
                     Locale.ROOT,
-                    "| %s | %s | %s | %s | %s |%n",
+                    "| %s | %s | %s | %s | %s | %s |%n",
                     feature.peft(),
                     feature.ours(),
                     names(own),
-                    Double.isNaN(largest) ? "" : String.format(Locale.ROOT, "%.1e", largest),
+                    largest(own, differences, false),
+                    largest(own, differences, true),
                     feature.note()));
         }
         return text.toString();
+    }
+
+    /** Cases on a bfloat16 or float16 base say so in their names. */
+    private static String largest(List<String> cases, Map<String, Double> differences, boolean half) {
+        double largest = cases.stream()
+                .filter(name -> differences.containsKey(name) && name.matches(".*(bf16|fp16|float16).*") == half)
+                .mapToDouble(differences::get)
+                .max()
+                .orElse(Double.NaN);
+        return Double.isNaN(largest) ? "" : String.format(Locale.ROOT, "%.1e", largest);
     }
 
     private static String names(List<String> cases) {
