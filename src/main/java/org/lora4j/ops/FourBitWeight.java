@@ -179,7 +179,8 @@ public record FourBitWeight(
             throw new IllegalArgumentException("the weight is " + Tensors.describe(weight) + " but must be (" + rows
                     + ", " + columns + "): pass one of the same layer");
         }
-        return quantize(weight, values, blockSize, scales.nested() != null);
+        FourBitWeight made = quantize(weight, values, blockSize, scales.nested() != null);
+        return new FourBitWeight(values, made.packed, made.scales, blockSize, rows, columns, dtype);
     }
 
     @Override

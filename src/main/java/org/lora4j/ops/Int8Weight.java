@@ -92,7 +92,8 @@ public record Int8Weight(Tensor packed, Tensor scales, ScalarType dtype) impleme
             throw new IllegalArgumentException("the weight is " + Tensors.describe(weight) + " but must be (" + rows()
                     + ", " + columns() + "): pass one of the same layer");
         }
-        return quantize(weight);
+        Int8Weight made = quantize(weight);
+        return new Int8Weight(made.packed, made.scales, dtype);
     }
 
     @Override

@@ -49,7 +49,7 @@ public sealed interface QuantizedWeight extends AutoCloseable permits FourBitWei
     }
 
     /**
-     * Another weight, quantized as this one.
+     * Another weight, quantized as this one and of its {@link #dtype}.
      *
      * @param weight Float, BFloat16 or Half (rows, columns)
      * @throws IllegalArgumentException if it has another shape or type
