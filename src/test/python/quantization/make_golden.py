@@ -2,7 +2,7 @@
 
     python make_golden.py ../../resources/golden/quantization
 
-Needs torch, safetensors, peft and bitsandbytes; versions.json records theirs. bitsandbytes must run without its native
+Needs torch, safetensors, transformers, accelerate, peft and bitsandbytes; versions.json records theirs. bitsandbytes must run without its native
 library (delete libbitsandbytes_cpu.so, or use a checkout that was never built): the library of the CPU rounds the scales
 of double quantization to a grid of 65536 steps before it looks for the nearest code, which neither the CUDA kernels nor
 the PyTorch implementation do.
@@ -10,6 +10,9 @@ the PyTorch implementation do.
 weights.safetensors: for each case `<case>.original`, the tensors bitsandbytes stores for it, and `<case>.dequantized`.
 qlora.safetensors and qlora_int8.safetensors: `base.<layer>.*` before and `merged.<layer>.*` after merging, `original.*`,
 `lora_A.*`, `lora_B.*`, `x`, `y`, `grad_y`, and the gradients `grad_x`, `grad_A.*`, `grad_B.*`.
+llama_nf4 and llama_int8: checkpoints transformers saves after quantizing ../golden/models/llama, with `logits` of
+`input_ids`, and `adapter_logits` with the adapter of ../golden/adapters/llama_all_linear (of 4 bits only: with 8 bits
+bitsandbytes quantizes activations too).
 """
 
 import json
@@ -24,9 +27,11 @@ import bitsandbytes
 import bitsandbytes.functional as bnb
 import peft
 import torch
+import transformers
 from bitsandbytes.cextension import ErrorHandlerMockBNBNativeLibrary, lib
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 RANK, ALPHA = 3, 5
 
@@ -116,6 +121,21 @@ def qlora(layer, flag):
     return original | base | tensors | merged
 
 
+def checkpoint(golden, out, **arguments):
+    arguments = {"quantization_config": BitsAndBytesConfig(**arguments), "device_map": "cpu", "dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(golden / "models/llama", **arguments).eval()
+    model.save_pretrained(out)
+    (out / "generation_config.json").unlink()
+    if arguments["quantization_config"].load_in_8bit:
+        return
+    ids = torch.tensor([[1, 5, 9, 3, 2, 7], [11, 4, 0, 52, 30, 8]])
+    with torch.no_grad():
+        tensors = {"input_ids": ids, "logits": model(ids).logits}
+        adapted = peft.PeftModel.from_pretrained(model, golden / "adapters/llama_all_linear/adapter").eval()
+        tensors["adapter_logits"] = adapted(ids).logits
+    save_file(tensors, out / "expected.safetensors")
+
+
 def main():
     warnings.filterwarnings("ignore")
     if not isinstance(lib, ErrorHandlerMockBNBNativeLibrary):
@@ -132,7 +152,16 @@ def main():
     }
     for name, tensors in files.items():
         save_file({key: t.detach().clone().contiguous() for key, t in tensors.items()}, folder / f"{name}.safetensors")
-    versions = {m.__name__: m.__version__ for m in (bitsandbytes, peft, torch)}
+    golden = folder.parent
+    checkpoint(
+        golden,
+        folder / "llama_nf4",
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+    )
+    checkpoint(golden, folder / "llama_int8", load_in_8bit=True)
+    versions = {m.__name__: m.__version__ for m in (bitsandbytes, peft, torch, transformers)}
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 

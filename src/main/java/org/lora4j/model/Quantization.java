@@ -1,8 +1,10 @@
 package org.lora4j.model;
 
 import java.io.IOException;
+import java.util.ArrayList;
 import java.util.Collection;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -16,6 +18,7 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.QuantizationOptions;
 import org.lora4j.layer.QuantizedLinear;
+import org.lora4j.ops.FourBitWeight;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.QuantizedFiles;
 import org.lora4j.ops.QuantizedWeight;
@@ -23,9 +26,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Quantizes the linear layers of a model, before adapters are added: the base of QLoRA.
- *
- * <p>The other parameters stay as they are; transformers freezes all of them, and so does {@code Lora.inject}.
+ * Quantizes the linear layers of a model, before adapters are added: the base of QLoRA (arXiv:2305.14314). All
+ * other parameters stay as they are.
  */
 public final class Quantization {
     private static final Logger LOG = LoggerFactory.getLogger(Quantization.class);
@@ -151,6 +153,61 @@ public final class Quantization {
         return tensors;
     }
 
+    /**
+     * What transformers needs in config.json, as {@code quantization_config}, to load {@link #tensors}.
+     *
+     * @param type the type of the model's other weights, in which layers without a type of their own compute
+     * @return the object, or null if no layer is quantized
+     * @throws IllegalArgumentException if layers are quantized in several ways, which the file cannot say
+     */
+    public static @Nullable Map<String, @Nullable Object> config(Module root, ScalarType type) {
+        ModuleTree tree = new ModuleTree(root);
+        Set<Form> forms = new LinkedHashSet<>();
+        List<String> plain = new ArrayList<>();
+        for (String path : tree.paths()) {
+            Module module = tree.object(path);
+            Module base = module instanceof LoraLayer layer ? layer.original() : module;
+            if (base instanceof QuantizedLinear layer) {
+                forms.add(Form.of(layer, type));
+            } else if (base instanceof LinearImpl) {
+                plain.add(path);
+            }
+        }
+        if (forms.size() > 1) {
+            throw new IllegalArgumentException("the layers are quantized in several ways, " + forms
+                    + ", and config.json can name one: write Quantization.tensors yourself, or quantize all alike");
+        }
+        return forms.isEmpty() ? null : forms.iterator().next().config(plain.equals(OUTPUT_LAYER) ? null : plain);
+    }
+
+    /** The ways to quantize that transformers tells apart; {@code values} is null for 8 bits. */
+    private record Form(@Nullable String values, boolean nested, ScalarType compute) {
+        private static final Map<ScalarType, String> NAMES =
+                Map.of(ScalarType.Float, "float32", ScalarType.Half, "float16", ScalarType.BFloat16, "bfloat16");
+
+        static Form of(QuantizedLinear layer, ScalarType type) {
+            ScalarType own = layer.computeType();
+            return layer.quantized() instanceof FourBitWeight four
+                    ? new Form(four.values().id(), four.scales().nested() != null, own == null ? type : own)
+                    : new Form(null, false, ScalarType.Float);
+        }
+
+        Map<String, @Nullable Object> config(@Nullable List<String> skip) {
+            Map<String, @Nullable Object> config = new LinkedHashMap<>();
+            config.put("quant_method", "bitsandbytes");
+            config.put("load_in_4bit", values != null);
+            config.put("load_in_8bit", values == null);
+            config.put("llm_int8_skip_modules", skip);
+            if (values != null) {
+                config.put("bnb_4bit_quant_type", values);
+                config.put("bnb_4bit_use_double_quant", nested);
+                config.put("bnb_4bit_compute_dtype", NAMES.getOrDefault(compute, "float32"));
+                config.put("bnb_4bit_quant_storage", "uint8");
+            }
+            return config;
+        }
+    }
+
     /** The linear layers that are not quantized. */
     private static Map<String, LinearImpl> layers(ModuleTree tree) {
         checkNoAdapters(tree);
@@ -159,7 +216,7 @@ public final class Quantization {
             Module module = tree.object(path);
             if (module instanceof LinearImpl linear && !(module instanceof QuantizedLinear)) {
                 layers.put(path, linear);
-            } else if (module == null && tree.cpp(path).name().getString().contains("LinearImpl")) {
+            } else if (module == null && tree.type(path).contains("LinearImpl")) {
                 LOG.warn(
                         "module '{}' is called inside C++ and stays as it is: hold it in a field to quantize it", path);
             }

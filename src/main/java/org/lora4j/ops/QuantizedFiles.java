@@ -8,6 +8,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.FloatPointer;
+import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
@@ -62,6 +63,24 @@ public final class QuantizedFiles {
             }
         }
         return own;
+    }
+
+    /**
+     * The tensors of a file with their shapes, each quantized weight as the one tensor {@code weight} of its true shape.
+     *
+     * @throws IOException if a quantization state is no JSON of bitsandbytes
+     */
+    public static Map<String, long[]> shapes(MappedTensors files) throws IOException {
+        Map<String, long[]> shapes = new LinkedHashMap<>();
+        files.names().forEach(name -> shapes.put(name, files.info(name).shape()));
+        for (String layer : layers(files.names())) {
+            try (PointerScope scope = new PointerScope()) {
+                QuantizedWeight weight = read(files, layer);
+                names(files.names(), layer).forEach(shapes::remove);
+                shapes.put(layer + ".weight", new long[] {weight.rows(), weight.columns()});
+            }
+        }
+        return shapes;
     }
 
     /**
