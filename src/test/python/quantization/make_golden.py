@@ -4,8 +4,8 @@
 
 Needs torch, safetensors, transformers, accelerate, peft and bitsandbytes; versions.json records theirs. bitsandbytes must run without its native
 library (delete libbitsandbytes_cpu.so, or use a checkout that was never built): the library of the CPU rounds the scales
-of double quantization to a grid of 65536 steps before it looks for the nearest code, which neither the CUDA kernels nor
-the PyTorch implementation do.
+of double quantization to a grid of 65536 steps before it looks for the nearest code, and with AVX-512 dequantizes with
+the wrong scales where the length of rows is a multiple of 16 but not of the block.
 
 weights.safetensors: for each case `<case>.original`, the tensors bitsandbytes stores for it, and `<case>.dequantized`.
 qlora.safetensors and qlora_int8.safetensors: `base.<layer>.*` before and `merged.<layer>.*` after merging, `original.*`,
