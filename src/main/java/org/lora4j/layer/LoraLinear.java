@@ -58,16 +58,16 @@ public final class LoraLinear extends LinearImpl implements LoraLayer {
 
     @Override
     public long outputs() {
-        return weight().size(0);
+        return options().out_features().get();
     }
 
     @Override
     public long[] shapeA(int rank) {
-        return new long[] {rank, weight().size(1)};
+        return new long[] {rank, options().in_features().get()};
     }
 
     @Override
     public long[] shapeB(int rank) {
-        return new long[] {weight().size(0), rank};
+        return new long[] {options().out_features().get(), rank};
     }
 }

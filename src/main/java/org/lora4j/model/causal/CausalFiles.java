@@ -4,7 +4,6 @@ import java.io.IOException;
 import java.nio.channels.Channels;
 import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -17,7 +16,9 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.format.AtomicFile;
 import org.lora4j.format.DType;
 import org.lora4j.format.StrictJson;
+import org.lora4j.model.Quantization;
 import org.lora4j.ops.MappedTensors;
+import org.lora4j.ops.QuantizedFiles;
 import org.lora4j.ops.TensorFiles;
 import tools.jackson.databind.json.JsonMapper;
 
@@ -60,21 +61,24 @@ final class CausalFiles {
         }
         try (PointerScope scope = new PointerScope();
                 MappedTensors files = TensorFiles.open(folder)) {
-            Map<String, long[]> found = new LinkedHashMap<>();
-            files.names().forEach(name -> found.put(name, files.info(name).shape()));
-            Parameters.check(config, found, folder.toString());
-            ScalarType target = type == null ? storedType(config, files, folder) : type;
+            Parameters.check(config, QuantizedFiles.shapes(files), folder.toString());
+            Set<String> quantized = new TreeSet<>();
+            QuantizedFiles.layers(files.names()).forEach(path -> quantized.add(path + ".weight"));
+            ScalarType target = type == null ? storedType(config, files, quantized, folder) : type;
             CausalLM model = new CausalLM(config, folder);
             boolean tied = tied(config, files);
             StringTensorDict parameters = model.named_parameters();
             for (long i = 0; i < parameters.size(); i++) {
                 String name = parameters.get(i).key().getString();
-                if (!(tied && name.equals(Parameters.HEAD))) {
+                if (!(tied && name.equals(Parameters.HEAD)) && !quantized.contains(name)) {
                     fill(parameters.get(i).value(), files.tensor(name).to(target));
                 }
             }
             if (tied) {
                 fill(model.lm_head.weight(), model.model.embed_tokens.weight().detach());
+            }
+            if (!quantized.isEmpty()) {
+                Quantization.load(model, files, computeType(folder)).values().forEach(model::own);
             }
             model.eval();
             return model;
@@ -93,10 +97,27 @@ final class CausalFiles {
         parameter.set_data(data);
     }
 
-    private static ScalarType storedType(CausalConfig config, MappedTensors files, Path folder) {
+    /** The type the checkpoint's quantized layers compute in, as in transformers; null for the type of their inputs. */
+    private static @Nullable ScalarType computeType(Path folder) throws IOException {
+        Object quantization = StrictJson.readObject(folder.resolve("config.json"), CONFIG_BYTES)
+                .get("quantization_config");
+        boolean fourBit = quantization instanceof Map<?, ?> fields && Boolean.TRUE.equals(fields.get("load_in_4bit"));
+        if (!fourBit) {
+            return null;
+        }
+        Object name = ((Map<?, ?>) quantization).get("bnb_4bit_compute_dtype");
+        return TYPES.entrySet().stream()
+                .filter(type -> type.getValue().equals(name == null ? "float32" : name))
+                .map(Map.Entry::getKey)
+                .findFirst()
+                .orElseThrow(() -> new IllegalArgumentException(folder.resolve("config.json")
+                        + ": bnb_4bit_compute_dtype is " + name + " but must be one of " + TYPES.values()));
+    }
+
+    private static ScalarType storedType(CausalConfig config, MappedTensors files, Set<String> quantized, Path folder) {
         Set<DType> types = new TreeSet<>();
         for (String name : Parameters.of(config).keySet()) {
-            if (files.names().contains(name)) {
+            if (files.names().contains(name) && !quantized.contains(name)) {
                 types.add(files.info(name).dtype());
             }
         }
@@ -118,13 +139,9 @@ final class CausalFiles {
         }
         try (PointerScope scope = new PointerScope()) {
             boolean tied = model.isTied();
-            Map<String, Tensor> tensors = new LinkedHashMap<>();
-            StringTensorDict parameters = model.named_parameters();
-            for (long i = 0; i < parameters.size(); i++) {
-                String name = parameters.get(i).key().getString();
-                if (!(tied && name.equals(Parameters.HEAD))) {
-                    tensors.put(name, parameters.get(i).value());
-                }
+            Map<String, Tensor> tensors = Quantization.tensors(model);
+            if (tied) {
+                tensors.remove(Parameters.HEAD);
             }
             TensorFiles.writeCheckpoint(folder, tensors, TensorFiles.METADATA, maxShardBytes);
         }
@@ -149,6 +166,12 @@ final class CausalFiles {
         }
         config.replace("dtype", type);
         config.put("tie_word_embeddings", model.isTied());
+        Map<String, @Nullable Object> quantization = Quantization.config(model, model.dtype());
+        if (quantization == null) {
+            config.remove("quantization_config");
+        } else {
+            config.put("quantization_config", quantization);
+        }
         List<Boolean> layers = model.config().slidingLayers();
         if (!layers.equals(CausalConfig.read(source).slidingLayers())) {
             config.put("num_hidden_layers", layers.size());

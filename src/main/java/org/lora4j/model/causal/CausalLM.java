@@ -6,6 +6,7 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.LinearImpl;
@@ -317,6 +318,11 @@ public final class CausalLM extends Module implements TokenSource, ReplicableLay
     /** An empty cache for this model with room for {@code tokens} tokens; it grows when they are more. */
     public KvCache newCache(long tokens) {
         return new KvCache(config.layers(), tokens);
+    }
+
+    /** Closes a handle with the model. */
+    void own(Pointer handle) {
+        handles.keep(handle);
     }
 
     /** Frees the model, whoever still holds a module of it. */

@@ -65,7 +65,10 @@ final class ConfigReader {
     }
 
     private CausalConfig config() {
-        refuse("quantization_config", "absent: load a checkpoint in float32, bfloat16 or float16");
+        JsonFields quantization = json.object("quantization_config");
+        if (quantization != null && !"bitsandbytes".equals(quantization.text("quant_method"))) {
+            throw json.error("quantization_config", "that of bitsandbytes, or absent");
+        }
         int layers = json.integer("num_hidden_layers");
         int heads = json.integer("num_attention_heads");
         int hidden = json.integer("hidden_size");
