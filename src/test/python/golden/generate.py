@@ -21,6 +21,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 def parts() -> dict:
     import adapters
+    import defects
     import files
     import matching
     import models
@@ -30,6 +31,7 @@ def parts() -> dict:
         "models": (list(models.MODELS) + list(models.EDITED), models.generate),
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
+        "defects": (list(defects.CASES), defects.generate),
         "matching": (["matching"], matching.generate),
         "format": (list(files.CASES), files.generate),
     }
@@ -50,13 +52,14 @@ def prepare(target: Path) -> None:
 def write(target: Path, only: list[str] | None) -> None:
     prepare(target)
     todo = parts()
-    known = set(todo) | {Path(name).name for names, _ in todo.values() for name in names}
+    groups = {name.split("/")[0] for names, _ in todo.values() for name in names}
+    known = set(todo) | groups | {Path(name).name for names, _ in todo.values() for name in names}
     unknown = set(only or ()) - known
     if unknown:
         sys.exit(f"--only: unknown {sorted(unknown)}; known: {sorted(known)}")
     for part, (names, generate) in todo.items():
         for name in names:
-            if not only or part in only or Path(name).name in only:
+            if not only or part in only or name.split("/")[0] in only or Path(name).name in only:
                 generate(name)
                 print(f"{part}: {Path(name).name}", flush=True)
     write_versions()

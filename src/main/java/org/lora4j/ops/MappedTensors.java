@@ -115,6 +115,7 @@ public final class MappedTensors implements AutoCloseable {
      * or not little endian is it a copy. The caller closes the handle.
      *
      * @throws IllegalArgumentException if there is none of this name, or LibTorch lacks its element type
+     * @throws UncheckedIOException if it must be copied and the file cannot be read any more
      */
     public Tensor tensor(String name) {
         Entry entry = entry(name);

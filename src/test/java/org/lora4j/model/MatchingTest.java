@@ -7,6 +7,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.util.LinkedHashMap;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
@@ -15,6 +16,7 @@ import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.format.AdapterConfigJson;
 import tools.jackson.databind.JsonNode;
 import tools.jackson.databind.json.JsonMapper;
@@ -95,7 +97,8 @@ class MatchingTest {
                         .hasMessageContaining("targetModules is not set");
                 return;
             }
-            LoraModel<Module> model = Lora.wrap(base, config(row.get("config")), "default");
+            LoraModel<Module> model =
+                    Lora.wrap(base, config(row.get("config")), "default", Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX));
             Map<String, String> expected = new TreeMap<>();
             row.get("layers")
                     .propertyStream()
