@@ -52,6 +52,11 @@ public final class AdapterConfigJson {
      * alpha_pattern keep their order, since the first pattern that matches decides.
      */
     public static String text(LoraConfig config) {
+        return JsonText.of(entries(config));
+    }
+
+    /** Every key with its value, for {@link JsonText}. */
+    static Map<String, @Nullable Object> entries(LoraConfig config) {
         Map<String, @Nullable Object> json = new LinkedHashMap<>(config.otherFields());
         json.put("peft_type", AdapterConfigReader.PEFT_TYPE);
         json.put("r", (long) config.r());
@@ -77,7 +82,7 @@ public final class AdapterConfigJson {
         json.put("revision", config.revision());
         json.put("inference_mode", config.inferenceMode());
         json.put("peft_version", config.peftVersion());
-        return JsonText.of(json);
+        return json;
     }
 
     /** A whole number without a fraction, as PEFT's default 8 is written. */

@@ -1,6 +1,5 @@
 package org.lora4j.format;
 
-import java.io.Closeable;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
@@ -8,6 +7,7 @@ import java.nio.channels.FileChannel;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.Map;
+import java.util.OptionalLong;
 import org.lora4j.format.SafetensorsException.Defect;
 
 /**
@@ -16,7 +16,7 @@ import org.lora4j.format.SafetensorsException.Defect;
  * <p>Files and tensors may be larger than 2 GiB. Reading is safe from several threads. Closing the file leaves buffers
  * from {@link #map} valid.
  */
-public final class SafetensorsFile implements Closeable {
+public final class SafetensorsFile implements TensorFile {
     private static final int LENGTH_BYTES = 8;
 
     private final Path path;
@@ -71,37 +71,37 @@ public final class SafetensorsFile implements Closeable {
         }
     }
 
+    @Override
     public Path path() {
         return path;
     }
 
     /** The strings of {@code __metadata__}, in the file's order. */
+    @Override
     public Map<String, String> metadata() {
         return header.metadata();
     }
 
     /** The tensors by name, in the order of their data. */
+    @Override
     public Map<String, TensorInfo> tensors() {
         return header.tensors();
-    }
-
-    /**
-     * One tensor.
-     *
-     * @throws IllegalArgumentException if the file has none of this name
-     */
-    public TensorInfo tensor(String name) {
-        TensorInfo tensor = header.tensors().get(name);
-        if (tensor == null) {
-            throw new IllegalArgumentException(path + ": has no tensor \"" + name + "\"; it has "
-                    + header.tensors().size() + ", see tensors()");
-        }
-        return tensor;
     }
 
     /** Where the data begins in the file; add {@link TensorInfo#begin()} for the place of a tensor. */
     public long dataOffset() {
         return dataOffset;
+    }
+
+    @Override
+    public OptionalLong place(String name) {
+        return OptionalLong.of(dataOffset + tensor(name).begin());
+    }
+
+    @Override
+    public TensorSource source(String name) {
+        TensorInfo tensor = tensor(name);
+        return out -> StoredTensor.copy(channel, path.toString(), dataOffset + tensor.begin(), tensor.bytes(), out);
     }
 
     /**
@@ -124,6 +124,7 @@ public final class SafetensorsFile implements Closeable {
      *
      * @throws IllegalArgumentException if they are more than a buffer can hold
      */
+    @Override
     public ByteBuffer read(String name) throws IOException {
         ByteBuffer buffer = ByteBuffer.allocate(bufferSize(name)).order(ByteOrder.LITTLE_ENDIAN);
         read(name, 0, buffer);

@@ -11,12 +11,13 @@ import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.lora4j.format.DType;
+import org.lora4j.format.PyTorchFile;
 import org.lora4j.format.SafetensorsWriter;
 import org.lora4j.format.ShardedCheckpoint;
 import org.lora4j.format.ShardedCheckpointWriter;
 import org.lora4j.format.TensorSource;
 
-/** Tensors in safetensors files. */
+/** Tensors in files: safetensors, and those of {@code torch.save} to read. */
 public final class TensorFiles {
     /** What PEFT and transformers expect as metadata. */
     public static final Map<String, String> METADATA = Map.of("format", "pt");
@@ -34,13 +35,18 @@ public final class TensorFiles {
     private TensorFiles() {}
 
     /**
-     * Maps a safetensors file, a folder with a checkpoint, or the index of one.
+     * Maps a safetensors file, a folder with a checkpoint, the index of one, or a file of {@code torch.save} that holds a
+     * dict of tensors, such as {@code adapter_model.bin}. Of the last, tensors that do not lie in row-major order and
+     * little endian are copies, made when they are asked for.
      *
-     * @throws org.lora4j.format.SafetensorsException with the defect, if a file is defective; nothing is mapped then
+     * @throws org.lora4j.format.FormatException if a file is defective; nothing is mapped then
      */
     public static MappedTensors open(Path path) throws IOException {
+        if (PyTorchFile.recognises(path)) {
+            return MappedTensors.of(PyTorchFile.open(path));
+        }
         try (ShardedCheckpoint checkpoint = ShardedCheckpoint.open(path)) {
-            return new MappedTensors(checkpoint);
+            return new MappedTensors(checkpoint.files());
         }
     }
 
