@@ -5,7 +5,7 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 
 import matching_rows
@@ -17,12 +17,18 @@ def generate(name: str) -> None:
     write_table(
         Path(f"{name}.json"),
         {
+            "default_targets": _default_targets(),
             "targets": [_target(*row) for row in matching_rows.TARGETS],
             "patterns": [_pattern(*row) for row in matching_rows.PATTERNS],
             "injection": [_injection(*row) for row in matching_rows.INJECTION],
             "refused": [_refused(*row) for row in matching_rows.REFUSED],
         },
     )
+
+
+def _default_targets() -> list:
+    table = sorted(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.items())
+    return [{"model_type": model_type, "target_modules": targets} for model_type, targets in table]
 
 
 def _target(key: str, target_modules, rules: dict | None = None) -> dict:
