@@ -1,7 +1,7 @@
 """Writes the golden files under src/test/resources/golden with the libraries pinned in requirements.txt.
 
     python generate.py                      everything
-    python generate.py --only models        one part: models, toys, adapters, matching
+    python generate.py --only models        one part: models, toys, adapters, matching, configs
     python generate.py --only llama_basic   one or more cases by name
     python generate.py --check              writes to a temporary folder and compares it byte for byte with the tree
 """
@@ -21,6 +21,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 def parts() -> dict:
     import adapters
+    import configs
     import matching
     import models
     import toybases
@@ -30,6 +31,7 @@ def parts() -> dict:
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
         "matching": (["matching"], matching.generate),
+        "configs": (["configs"], configs.generate),
     }
 
 
