@@ -26,6 +26,7 @@ class Case:
     deviations: tuple = ()  # where a right implementation may differ from PEFT
     merge: bool = True
     same_after_reload: bool = True
+    halve_output: bool = False  # of attentions, whose output projection PEFT counts twice: then it counts once
 
 
 def llm(base: str, text: str, *merged: str, case: dict | None = None, **config) -> Case:

@@ -1,7 +1,7 @@
 """Writes the golden files under src/test/resources/golden with the libraries pinned in requirements.txt.
 
     python generate.py                      everything
-    python generate.py --only models        one part: models, toys, adapters, matching, configs
+    python generate.py --only models        one part: models, toys, adapters, matching, configs, status
     python generate.py --only llama_basic   one or more cases by name
     python generate.py --check              writes to a temporary folder and compares it byte for byte with the tree
 """
@@ -22,16 +22,20 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 def parts() -> dict:
     import adapters
     import configs
+    import defects
     import matching
     import models
+    import status
     import toybases
 
     return {
         "models": (list(models.MODELS) + list(models.EDITED), models.generate),
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
+        "defects": (list(defects.CASES), defects.generate),
         "matching": (["matching"], matching.generate),
         "configs": (["configs"], configs.generate),
+        "status": (["status"], status.generate),
     }
 
 
@@ -50,13 +54,14 @@ def prepare(target: Path) -> None:
 def write(target: Path, only: list[str] | None) -> None:
     prepare(target)
     todo = parts()
-    known = set(todo) | {Path(name).name for names, _ in todo.values() for name in names}
+    groups = {name.split("/")[0] for names, _ in todo.values() for name in names}
+    known = set(todo) | groups | {Path(name).name for names, _ in todo.values() for name in names}
     unknown = set(only or ()) - known
     if unknown:
         sys.exit(f"--only: unknown {sorted(unknown)}; known: {sorted(known)}")
     for part, (names, generate) in todo.items():
         for name in names:
-            if not only or part in only or Path(name).name in only:
+            if not only or part in only or name.split("/")[0] in only or Path(name).name in only:
                 generate(name)
                 print(f"{part}: {Path(name).name}", flush=True)
     write_versions()

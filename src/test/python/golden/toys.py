@@ -92,6 +92,17 @@ class Conv2dGroupsNet(nn.Module):
         return self.lin0(torch.relu(self.conv2d(x)).flatten(1))
 
 
+class Conv2dCircularNet(nn.Module):
+    """(B, 3, 5, 4) -> (B, 6, 5, 4), padding that wraps around."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2d = nn.Conv2d(3, 6, 3, padding=1, padding_mode="circular")
+
+    def forward(self, x):
+        return self.conv2d(x)
+
+
 class Conv3dNet(nn.Module):
     """(B, 2, 5, 4, 3) -> (B, 2)."""
 
@@ -104,7 +115,21 @@ class Conv3dNet(nn.Module):
         return self.lin0(torch.relu(self.conv3d(x)).flatten(1))
 
 
+class AttentionNet(nn.Module):
+    """(B, 7, 12) -> (B, 7, 5): self-attention with three heads, the sequence first inside, then a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.mha = nn.MultiheadAttention(12, 3)
+        self.lin0 = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        return self.lin0(self.mha(x, x, x)[0]).transpose(0, 1)
+
+
 TOYS = {
+    "attention": AttentionNet,
     "mlp": Mlp,
     "embconv": EmbConv,
     "hfmlp": HfMlp,
@@ -112,11 +137,13 @@ TOYS = {
     "conv2d": Conv2dNet,
     "conv2d_1x1": Conv2dPointNet,
     "conv2d_groups": Conv2dGroupsNet,
+    "conv2d_circular": Conv2dCircularNet,
     "conv3d": Conv3dNet,
 }
 
 # Shape of one sample; `embconv` takes token ids.
 SAMPLES = {
+    "attention": (7, 12),
     "mlp": (10,),
     "embconv": (10,),
     "hfmlp": (3, 6),
@@ -124,6 +151,7 @@ SAMPLES = {
     "conv2d": (5, 7, 9),
     "conv2d_1x1": (5, 3, 3),
     "conv2d_groups": (6, 5, 5),
+    "conv2d_circular": (3, 5, 4),
     "conv3d": (2, 5, 4, 3),
 }
 

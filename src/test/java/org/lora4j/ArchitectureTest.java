@@ -35,7 +35,7 @@ class ArchitectureTest {
             "layer", List.of("config", "ops", "format"),
             "combine", List.of("layer", "config", "ops"),
             "model", List.of("config", "layer", "ops", "format", "combine"),
-            "model.causal", List.of("format", "ops"),
+            "model.causal", List.of("format", "ops", "model"),
             "train", List.of("model", "model.causal", "layer", "config", "ops")));
 
     @Test

@@ -22,9 +22,14 @@ final class OtherFields {
      * key switches on.
      */
     private static final Set<String> HARMLESS = Set.of(
+            "alora_invocation_tokens",
             "auto_mapping",
+            "lora_bias",
+            "use_dora",
+            "trainable_token_indices",
             "corda_config",
             "eva_config",
+            "layer_replication",
             "loftq_config",
             "lora_ga_config",
             "megatron_core",

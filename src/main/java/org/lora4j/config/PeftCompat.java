@@ -17,6 +17,10 @@ public enum PeftCompat {
     HOTSWAP_IGNORES_PATTERNS,
     /** Tensors in a file that the model has no place for are ignored, and missing ones left as initialised. */
     LENIENT_KEYS,
+    /** Loading rounds factors to the type of the base weight, as PEFT does with {@code low_cpu_mem_usage}. */
+    LOW_MEMORY_ROUNDS,
+    /** A name in modules_to_save means every module whose path ends with it, within a name too: "head" is lm_head. */
+    MODULES_TO_SAVE_BY_SUFFIX,
     /** Merging rounds the update to the weight's type before adding it, adapter by adapter. */
     MERGE_ROUNDS_TWICE,
     /** Rows of a mixed batch round the update to the output's type before adding it. */

@@ -1,16 +1,35 @@
 package org.lora4j.layer;
 
 import java.util.List;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.PeftCompat;
 
 /**
  * Which adapters the layers of one model apply: the active ones, or on a thread that serves a mixed batch, one per
  * row. Layers read it on every forward pass.
  */
 public final class ActiveAdapters {
+    private final Set<PeftCompat> compat;
     private volatile List<String> names = List.of();
     private volatile boolean enabled = true;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
+    private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
+
+    /** With everything as the formulas say. */
+    public ActiveAdapters() {
+        this(Set.of());
+    }
+
+    /** @param compat the defects of PEFT to repeat */
+    public ActiveAdapters(Set<PeftCompat> compat) {
+        this.compat = Set.copyOf(compat);
+    }
+
+    /** Whether to repeat a defect of PEFT. */
+    public boolean has(PeftCompat defect) {
+        return compat.contains(defect);
+    }
 
     /** The active adapters, in the order in which their updates are added. */
     public List<String> names() {
@@ -39,6 +58,19 @@ public final class ActiveAdapters {
             rows.remove();
         } else {
             rows.set(batch);
+        }
+    }
+
+    /** Where activated adapters start in the batch this thread is working on, or null if its tokens are not known. */
+    public @Nullable Invocation invocation() {
+        return invocation.get();
+    }
+
+    public void invocation(@Nullable Invocation found) {
+        if (found == null) {
+            invocation.remove();
+        } else {
+            invocation.set(found);
         }
     }
 }

@@ -1,8 +1,11 @@
 package org.lora4j.layer;
 
+import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
+import org.bytedeco.pytorch.Tensor;
 import org.lora4j.config.LoraConfig;
 
 /**
@@ -16,6 +19,7 @@ public final class Adapter implements AutoCloseable {
     private final LoraConfig config;
     private final Map<String, LoraWeights> weights;
     private final Map<String, SavedParameter> saved;
+    private final Map<String, TokenRows> tokens;
     private boolean trainable;
 
     /**
@@ -24,6 +28,21 @@ public final class Adapter implements AutoCloseable {
      */
     public Adapter(
             String name, LoraConfig config, Map<String, LoraWeights> weights, Map<String, SavedParameter> saved) {
+        this(name, config, weights, saved, Map.of());
+    }
+
+    /**
+     * As {@link #Adapter(String, LoraConfig, Map, Map)}, with rows of weights.
+     *
+     * @param tokens the rows it replaces, by the path of the module that has them
+     */
+    public Adapter(
+            String name,
+            LoraConfig config,
+            Map<String, LoraWeights> weights,
+            Map<String, SavedParameter> saved,
+            Map<String, TokenRows> tokens) {
+        this.tokens = Collections.unmodifiableMap(new LinkedHashMap<>(tokens));
         this.name = name;
         this.config = config;
         this.weights = Collections.unmodifiableMap(new LinkedHashMap<>(weights));
@@ -46,6 +65,20 @@ public final class Adapter implements AutoCloseable {
     /** The adapter's copies of base parameters, by parameter path. */
     public Map<String, SavedParameter> saved() {
         return saved;
+    }
+
+    /** The rows of weights it replaces, by the path of the module. */
+    public Map<String, TokenRows> tokens() {
+        return tokens;
+    }
+
+    /** All tensors to train: the factors with what belongs to them, and the copied parameters. */
+    public List<Tensor> parameters() {
+        List<Tensor> parameters = new ArrayList<>();
+        weights.values().forEach(each -> parameters.addAll(each.trained()));
+        saved.values().stream().filter(SavedParameter::trains).forEach(each -> parameters.add(each.parameter()));
+        tokens.values().forEach(each -> parameters.add(each.rows()));
+        return parameters;
     }
 
     /** Whether its tensors get gradients while it is active. */
@@ -80,6 +113,13 @@ public final class Adapter implements AutoCloseable {
         weights.values().forEach(each -> each.multiplyScale(factor));
     }
 
+    /** Scales every layer by r and lora_alpha alone, for {@code PeftCompat.HOTSWAP_IGNORES_PATTERNS}. */
+    public void ignorePatterns() {
+        LoraConfig plain =
+                config.toBuilder().rankPattern(Map.of()).alphaPattern(Map.of()).build();
+        weights.forEach((path, each) -> each.multiplyScale(plain.scale(path) / each.scale()));
+    }
+
     private void checkFactor(double factor) {
         if (!Double.isFinite(factor)) {
             throw new IllegalArgumentException("scale factor " + factor + " of adapter \"" + name
@@ -90,8 +130,9 @@ public final class Adapter implements AutoCloseable {
     /** Sets whether the tensors record gradients now. */
     public void requiresGrad(boolean requires) {
         weights.values().forEach(each -> each.requiresGrad(requires));
+        tokens.values().forEach(each -> each.rows().set_requires_grad(requires));
         saved.values().stream()
-                .filter(SavedParameter::isActive)
+                .filter(each -> each.isActive() && each.trains())
                 .forEach(each -> each.parameter().set_requires_grad(requires));
     }
 
@@ -99,5 +140,6 @@ public final class Adapter implements AutoCloseable {
     public void close() {
         weights.values().forEach(LoraWeights::close);
         saved.values().forEach(SavedParameter::close);
+        tokens.values().forEach(TokenRows::close);
     }
 }

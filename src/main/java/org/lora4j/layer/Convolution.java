@@ -1,9 +1,12 @@
 package org.lora4j.layer;
 
 import java.util.Arrays;
+import org.bytedeco.javacpp.LongPointer;
+import org.bytedeco.pytorch.ConvPaddingMode;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptional;
 import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.kZeros;
 import org.lora4j.ops.Tensors;
 
 /**
@@ -28,6 +31,21 @@ final class Convolution {
                     + "unmerged");
         }
         return weight.view(weight.size(0), -1);
+    }
+
+    /** Zero padding and no dilation, as PEFT's A has whatever the base convolution does. */
+    static void forgetOptions(ConvPaddingMode mode, LongPointer dilation, int dimensions) {
+        mode.put(new ConvPaddingMode(new kZeros()));
+        for (int i = 0; i < dimensions; i++) {
+            dilation.put(i, 1);
+        }
+    }
+
+    /** A vector (channels) as (1, channels, 1, ...). */
+    static Tensor perChannel(Tensor vector, int dimensions) {
+        long[] shape = filled(dimensions + 2, 1);
+        shape[1] = vector.numel();
+        return vector.reshape(shape);
     }
 
     static long[] shapeA(Tensor weight, int rank, long groups) {

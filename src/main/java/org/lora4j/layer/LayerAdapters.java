@@ -1,27 +1,41 @@
 package org.lora4j.layer;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
+import java.util.function.Consumer;
+import java.util.stream.IntStream;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Ops;
 import org.lora4j.ops.Tensors;
 
 /** The adapters of one layer: adds their updates to outputs, merges them into the weight and takes them out again. */
 public final class LayerAdapters {
+    private static final Scalar ONE = Tensors.keep(new Scalar(1));
+
     private final String path;
     private final ActiveAdapters active;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
+    private final Map<String, TokenRows> tokens = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
     /** The weight as it was before anything was merged; null while nothing is. */
     private @Nullable Tensor unmerged;
+    /** Likewise the bias, if a merged adapter changes it. */
+    private @Nullable Tensor unmergedBias;
+
+    /** Sees the inputs of the layer while an initialisation collects statistics; null otherwise. */
+    private volatile @Nullable Consumer<Tensor> probe;
 
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
@@ -32,13 +46,23 @@ public final class LayerAdapters {
         return path;
     }
 
-    /** The names of the adapters this layer has, in the order they were added. */
+    ActiveAdapters active() {
+        return active;
+    }
+
+    /** Whether a convolution's A forgets padding mode and dilation, as in PEFT. */
+    boolean ignoresOptions() {
+        return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);
+    }
+
+    /** The names of the adapters that have factors here, in the order they were added. */
     public Set<String> names() {
         return Set.copyOf(weights.keySet());
     }
 
+    /** Whether an adapter has factors or rows here. */
     public boolean has(String adapter) {
-        return weights.containsKey(adapter);
+        return weights.containsKey(adapter) || tokens.containsKey(adapter);
     }
 
     /** @throws IllegalArgumentException if this layer has no such adapter */
@@ -51,6 +75,11 @@ public final class LayerAdapters {
         return found;
     }
 
+    /** Shows every input of the layer to a consumer, on the thread of the forward pass; null for none. */
+    public void probe(@Nullable Consumer<Tensor> consumer) {
+        probe = consumer;
+    }
+
     /** The adapters now part of the weight, in the order they were merged. */
     public List<String> merged() {
         return List.copyOf(merged);
@@ -60,9 +89,33 @@ public final class LayerAdapters {
         weights.put(adapter, added);
     }
 
+    /** Adds the rows of the weight that an adapter replaces. */
+    public void add(String adapter, TokenRows rows) {
+        tokens.put(adapter, rows);
+    }
+
     /** Forgets an adapter; its weights belong to the caller again. */
     public void remove(String adapter) {
         weights.remove(adapter);
+        tokens.remove(adapter);
+    }
+
+    /** @throws IllegalArgumentException if two of the adapters replace the same row */
+    public void checkRows(List<String> names) {
+        List<String> replacing = names.stream().filter(tokens::containsKey).toList();
+        for (int i = 0; i < replacing.size(); i++) {
+            for (int j = i + 1; j < replacing.size(); j++) {
+                if (rowsOf(replacing.get(i)).overlaps(rowsOf(replacing.get(j)))) {
+                    throw new IllegalArgumentException("adapters \"" + replacing.get(i) + "\" and \"" + replacing.get(j)
+                            + "\" both replace some row of '" + path
+                            + "': activate one of them at a time, or train them on different tokens");
+                }
+            }
+        }
+    }
+
+    private TokenRows rowsOf(String adapter) {
+        return Objects.requireNonNull(tokens.get(adapter));
     }
 
     /**
@@ -72,46 +125,171 @@ public final class LayerAdapters {
      * @param y the base module's output, which may be changed in place
      */
     Tensor forward(LoraLayer layer, Tensor x, Tensor y) {
-        if (weights.isEmpty() || !active.enabled()) {
+        Consumer<Tensor> watching = probe;
+        if (watching != null) {
+            watching.accept(x);
+        }
+        if ((weights.isEmpty() && tokens.isEmpty()) || !active.enabled()) {
             return y;
         }
         RowAdapters rows = active.rows();
         if (rows != null) {
             rows.checkBatch(path, x.size(0));
-            return rows.distinct().stream().anyMatch(weights::containsKey) ? mixed(layer, x, y, rows) : y;
+            return rows.distinct().stream().anyMatch(this::has) ? mixed(layer, x, y, rows) : y;
         }
-        List<LoraWeights> inUse = new ArrayList<>();
-        for (String name : active.names()) {
-            LoraWeights found = weights.get(name);
+        for (String name : tokens.isEmpty() ? List.<String>of() : active.names()) {
+            TokenRows found = tokens.get(name);
             if (found != null && !merged.contains(name)) {
-                inUse.add(found);
+                y = found.replace(layer, x, y);
             }
         }
+        List<LoraWeights> inUse = inUse();
         if (inUse.isEmpty()) {
             return y;
         }
         if (inUse.size() == 1 && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = List.of(inUse.get(0).lowRank());
-            update(x, y, new int[(int) (y.numel() / y.size(-1))], table);
+            update(x, y, reached(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
-            y = y.add(layer.delta(each, input(layer, each, x)), each.scaleScalar());
+            y = whereReached(each, x, y, null, (in, out) -> updated(layer, each, in, out));
+        }
+        for (LoraWeights each : inUse) {
+            if (each.bias() != null) {
+                y = whereReached(each, x, y, null, (in, out) -> biased(layer, each, out));
+            }
         }
         return y.to(type);
     }
 
+    /** The active adapters of this layer that are not part of the weight, for batches in which all rows use the same. */
+    List<LoraWeights> inUse() {
+        List<LoraWeights> inUse = new ArrayList<>();
+        boolean dropped = !merged.isEmpty() && active.has(PeftCompat.PARTIAL_MERGE_DROPS_OTHERS);
+        if (active.enabled() && !dropped) {
+            for (String name : active.names()) {
+                if (!merged.contains(name)) {
+                    inUse.addAll(named(name));
+                }
+            }
+        }
+        return inUse;
+    }
+
+    /** An adapter of this layer, or nothing if it has none of the name. */
+    List<LoraWeights> named(String name) {
+        LoraWeights found = weights.get(name);
+        return found == null ? List.of() : List.of(found);
+    }
+
+    /** The adapters of the rows of this thread's batch, or null if all use the active ones. */
+    @Nullable
+    RowAdapters rows() {
+        return active.enabled() ? active.rows() : null;
+    }
+
+    boolean has(PeftCompat defect) {
+        return active.has(defect);
+    }
+
+    /** A change of a layer's output, given its input. */
+    private interface Change {
+        Tensor apply(Tensor x, Tensor y);
+    }
+
+    /**
+     * The output with a change at some rows, or all if null; for an activated adapter at the vectors of those rows that its
+     * invocation reaches.
+     */
+    private Tensor whereReached(LoraWeights weights, Tensor x, Tensor y, long @Nullable [] rows, Change change) {
+        if (weights.invocationTokens().isEmpty()) {
+            return rows == null ? change.apply(x, y) : changed(rows, x, y, change);
+        }
+        boolean[] reached = invocation(weights).reached(path, weights.invocationTokens(), y);
+        int perRow = reached.length / (int) Math.max(y.size(0), 1);
+        long[] vectors = IntStream.range(0, reached.length)
+                .filter(i -> reached[i] && (rows == null || Arrays.binarySearch(rows, i / perRow) >= 0))
+                .asLongStream()
+                .toArray();
+        return changed(vectors, x.reshape(-1, x.size(-1)), y.reshape(-1, y.size(-1)), change)
+                .view(Tensors.shape(y));
+    }
+
+    /** The output with a change at some places along the first dimension. */
+    private static Tensor changed(long[] places, Tensor x, Tensor y, Change change) {
+        Tensor at = Tensor.create(places).to(y.device(), torch.ScalarType.Long);
+        Tensor after = change.apply(x.index_select(0, at), y.index_select(0, at));
+        return y.to(Tensors.type(after)).index_copy(0, at, after);
+    }
+
+    /** What the vectors of an output get, but for those an activated adapter does not apply to: these get -1. */
+    private int[] reached(List<LoraWeights> table, Tensor y, int[] index) {
+        for (int slot = 0; slot < table.size(); slot++) {
+            List<Integer> tokens = table.get(slot).invocationTokens();
+            if (!tokens.isEmpty()) {
+                boolean[] reached = invocation(table.get(slot)).reached(path, tokens, y);
+                for (int i = 0; i < index.length; i++) {
+                    index[i] = index[i] == slot && !reached[i] ? -1 : index[i];
+                }
+            }
+        }
+        return index;
+    }
+
+    private Invocation invocation(LoraWeights weights) {
+        Invocation invocation = active.invocation();
+        if (invocation == null) {
+            throw new IllegalStateException(
+                    "layer '" + path + "' applies an adapter that starts at its invocation tokens "
+                            + weights.invocationTokens() + ", but the tokens of this pass are not known: open "
+                            + "LoraModel.invocation(inputIds) around the forward pass, on its thread");
+        }
+        return invocation;
+    }
+
+    /** After all updates, since DoRA rescales no bias, as in a merged weight. */
+    private static Tensor biased(LoraLayer layer, LoraWeights weights, Tensor y) {
+        Tensor bias = weights.bias();
+        return bias == null ? y : y.add(layer.perOutput(bias), weights.scaleScalar());
+    }
+
+    /** An output with one more adapter's update, in the wider type of the two. */
+    private Tensor updated(LoraLayer layer, LoraWeights weights, Tensor x, Tensor y) {
+        boolean drops = drops(layer, weights) && x.is_floating_point();
+        Tensor typed = x.is_floating_point() ? x.to(Tensors.type(weights.a())) : x;
+        Tensor input = drops ? torch.dropout(typed, weights.dropout(), true) : typed;
+        Tensor delta = layer.delta(weights, input);
+        if (weights.magnitude() == null) {
+            return y.add(delta, weights.scaleScalar());
+        }
+        // The base part without its bias, of the same input as the update: of the dropped one where dropout is on.
+        Tensor part = drops ? layer.base(input.to(Tensors.type(layer.weight()))) : y;
+        Tensor bias = layer.bias();
+        if (bias != null && bias.defined()) {
+            part = part.sub(layer.perOutput(bias));
+        }
+        Tensor rescale = layer.perOutput(Merging.rescale(layer.matrix(unmergedWeight(layer)), weights));
+        return y.add(part.mul(rescale.sub(ONE))).add(delta.mul(rescale), weights.scaleScalar());
+    }
+
     private Tensor mixed(LoraLayer layer, Tensor x, Tensor y, RowAdapters rows) {
+        for (String name : tokens.isEmpty() ? List.<String>of() : rows.distinct()) {
+            TokenRows found = tokens.get(name);
+            if (found != null) {
+                y = changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
+            }
+        }
         List<LoraWeights> inUse = rows.distinct().stream()
                 .filter(weights::containsKey)
                 .map(this::get)
                 .toList();
-        if (inPlace(layer, x, y, inUse)) {
+        if (!active.has(PeftCompat.ROWS_ROUND_TWICE) && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);
-            update(x, y, index, table);
+            update(x, y, reached(inUse, y, index), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
@@ -120,10 +298,14 @@ public final class LayerAdapters {
             if (each == null) {
                 continue;
             }
-            Tensor at = torch.tensor(rows.rowsOf(name)).to(y.device(), torch.ScalarType.Long);
-            Tensor delta = layer.delta(each, input(layer, each, x.index_select(0, at)));
-            Tensor added = y.index_select(0, at).add(delta, each.scaleScalar());
-            y = y.index_copy(0, at, added.to(type));
+            boolean twice = active.has(PeftCompat.ROWS_ROUND_TWICE)
+                    && each.invocationTokens().isEmpty();
+            Change change = (in, before) -> {
+                Tensor wide = twice ? before.to(Tensors.type(each.a())) : before;
+                Tensor after = biased(layer, each, updated(layer, each, in, wide));
+                return twice ? before.add(after.sub(before).to(type)) : after.to(type);
+            };
+            y = whereReached(each, x, y, rows.rowsOf(name), change);
         }
         return y;
     }
@@ -141,7 +323,7 @@ public final class LayerAdapters {
         for (LoraWeights each : inUse) {
             grad |= GradMode.is_enabled()
                     && (each.a().requires_grad() || each.b().requires_grad());
-            if (drops(layer, each)) {
+            if (drops(layer, each) || !each.isPlain()) {
                 return false;
             }
         }
@@ -156,17 +338,14 @@ public final class LayerAdapters {
         return weights.dropout() > 0 && layer.original().is_training();
     }
 
-    private static Tensor input(LoraLayer layer, LoraWeights weights, Tensor x) {
-        if (!x.is_floating_point()) {
-            return x;
-        }
-        Tensor typed = x.to(Tensors.type(weights.a()));
-        return drops(layer, weights) ? torch.dropout(typed, weights.dropout(), true) : typed;
+    /** The weight without any merged adapter. */
+    Tensor unmergedWeight(LoraLayer layer) {
+        return unmerged == null ? layer.weight() : unmerged;
     }
 
     /** See {@link LoraLayer#merge}. */
     void merge(LoraLayer layer, List<String> names, boolean safe) {
-        List<String> wanted = names.stream().filter(weights::containsKey).toList();
+        List<String> wanted = names.stream().filter(this::has).toList();
         if (wanted.equals(merged)) {
             return;
         }
@@ -175,28 +354,62 @@ public final class LayerAdapters {
             return;
         }
         try (NoGradGuard noGrad = new NoGradGuard()) {
-            Tensor weight = layer.weight();
-            Tensor original = unmerged == null ? Tensors.keep(weight.detach()) : unmerged;
-            Tensor result = original.contiguous().clone();
-            Ops.current()
-                    .merge(
-                            layer.matrix(result),
-                            wanted.stream().map(name -> get(name).lowRank()).toList());
-            if (safe && !torch.isfinite(result).all().item_bool()) {
+            List<LoraWeights> adapters =
+                    wanted.stream().filter(weights::containsKey).map(this::get).toList();
+            for (LoraWeights each : adapters) {
+                if (!each.invocationTokens().isEmpty()) {
+                    throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
+                            + "': an adapter applies from its invocation tokens " + each.invocationTokens()
+                            + " on, and a weight is the same for all tokens; keep it unmerged");
+                }
+            }
+            boolean changesBias = adapters.stream().anyMatch(each -> each.bias() != null);
+            Tensor bias = layer.bias();
+            if (changesBias && (bias == null || !bias.defined())) {
+                throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
+                        + "': an adapter has a bias on B and the base layer has none to add it to; keep it unmerged");
+            }
+            Tensor original = unmerged == null ? Tensors.keep(layer.weight().detach()) : unmerged;
+            Tensor originalBias = unmergedBias;
+            Tensor replaced = original;
+            for (String name : wanted) {
+                if (tokens.containsKey(name)) {
+                    replaced = replaced == original ? original.clone() : replaced;
+                    rowsOf(name).writeTo(replaced);
+                }
+            }
+            Tensor result = adapters.isEmpty() ? replaced : Merging.weight(layer, replaced, adapters, active);
+            Tensor resultBias = null;
+            if (bias != null && (changesBias || originalBias != null)) {
+                originalBias = originalBias == null ? Tensors.keep(bias.detach()) : originalBias;
+                resultBias = Merging.bias(originalBias, adapters);
+            }
+            if (safe && !(isFinite(result) && (resultBias == null || isFinite(resultBias)))) {
                 throw new ArithmeticException("merging " + wanted + " into layer '" + path
                         + "' gives NaN or infinite weights: the adapter seems broken; check its values and scale");
             }
-            weight.set_data(result);
+            layer.weight().set_data(result);
+            if (bias != null && resultBias != null) {
+                bias.set_data(resultBias);
+            }
             unmerged = original;
+            unmergedBias = originalBias;
             merged.clear();
             merged.addAll(wanted);
         }
+    }
+
+    private static boolean isFinite(Tensor tensor) {
+        return torch.isfinite(tensor).all().item_bool();
     }
 
     /** See {@link LoraLayer#unmerge}. */
     void unmerge(LoraLayer layer) {
         if (unmerged != null) {
             layer.weight().set_data(unmerged);
+            if (unmergedBias != null) {
+                Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
+            }
             keepMerged();
         }
     }
@@ -206,6 +419,10 @@ public final class LayerAdapters {
         if (unmerged != null) {
             unmerged.close();
             unmerged = null;
+        }
+        if (unmergedBias != null) {
+            unmergedBias.close();
+            unmergedBias = null;
         }
         merged.clear();
     }

@@ -43,7 +43,12 @@ public final class LoraConv1d extends Conv1dImpl implements LoraLayer {
 
     @Override
     public Tensor forward(Tensor x) {
-        return adapters.forward(this, x, super.forward(x));
+        return adapters.forward(this, x, base(x));
+    }
+
+    @Override
+    public Tensor base(Tensor x) {
+        return original.forward(x);
     }
 
     @Override
@@ -51,6 +56,16 @@ public final class LoraConv1d extends Conv1dImpl implements LoraLayer {
         Conv1dImpl down = weights.down() instanceof Conv1dImpl known ? known : down(weights);
         return Convolution.up(
                 down.forward(x), weights.b(), 1, options().groups().get());
+    }
+
+    @Override
+    public long outputs() {
+        return weight().size(0);
+    }
+
+    @Override
+    public Tensor perOutput(Tensor vector) {
+        return Convolution.perChannel(vector, 1);
     }
 
     @Override
@@ -68,6 +83,10 @@ public final class LoraConv1d extends Conv1dImpl implements LoraLayer {
         Conv1dImpl down = new Conv1dImpl((Pointer) original.clone(new DeviceOptional()));
         down.options().out_channels().put(weights.rank());
         down.options().groups().put(1);
+        if (adapters.ignoresOptions()) {
+            Convolution.forgetOptions(
+                    down.options().padding_mode(), down.options().dilation(), 1);
+        }
         down.weight(weights.a());
         down.bias(new Tensor());
         weights.down(down);

@@ -5,6 +5,7 @@ import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.EmbeddingOptions;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.jspecify.annotations.Nullable;
 
 /**
  * An {@code EmbeddingImpl} with adapters: {@code y[t] = W[id_t] + s B A[:, id_t]} with A (r, vocabulary), B (dimension, r).
@@ -52,7 +53,12 @@ public final class LoraEmbedding extends EmbeddingImpl implements LoraLayer {
 
     @Override
     public Tensor forward(Tensor ids) {
-        return adapters.forward(this, ids, super.forward(ids));
+        return adapters.forward(this, ids, base(ids));
+    }
+
+    @Override
+    public Tensor base(Tensor ids) {
+        return original.forward(ids);
     }
 
     @Override
@@ -62,6 +68,16 @@ public final class LoraEmbedding extends EmbeddingImpl implements LoraLayer {
         boolean byFrequency = options.scale_grad_by_freq().get();
         Tensor rows = torch.embedding(weights.a().t(), ids, padding, byFrequency, false);
         return torch.linear(rows, weights.b());
+    }
+
+    @Override
+    public long outputs() {
+        return weight().size(1);
+    }
+
+    @Override
+    public @Nullable Tensor bias() {
+        return null;
     }
 
     @Override

@@ -43,12 +43,22 @@ public final class LoraLinear extends LinearImpl implements LoraLayer {
 
     @Override
     public Tensor forward(Tensor x) {
-        return adapters.forward(this, x, super.forward(x));
+        return adapters.forward(this, x, base(x));
+    }
+
+    @Override
+    public Tensor base(Tensor x) {
+        return original.forward(x);
     }
 
     @Override
     public Tensor delta(LoraWeights weights, Tensor x) {
         return torch.linear(torch.linear(x, weights.a()), weights.b());
+    }
+
+    @Override
+    public long outputs() {
+        return weight().size(0);
     }
 
     @Override

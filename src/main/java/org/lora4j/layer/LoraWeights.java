@@ -1,5 +1,11 @@
 package org.lora4j.layer;
 
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.EnumMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
@@ -9,13 +15,36 @@ import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Tensors;
 
 /**
- * One adapter at one layer: the factors A and B and how strongly they count.
+ * One adapter at one layer: the factors A and B, what variants add to them, and how strongly they count.
  *
- * <p>The factors have the shapes PEFT stores: Linear A (r, in), B (out, r); Embedding A (r, vocabulary),
+ * <p>The tensors have the shapes PEFT stores: Linear A (r, in), B (out, r); Embedding A (r, vocabulary),
  * B (dimension, r); convolution A (r, in channels, *kernel), B (out channels, r / groups, 1, ...). They are leaves of
  * the autograd graph and belong to this object until {@link #close()}.
  */
 public final class LoraWeights implements AutoCloseable {
+    /** What an adapter may have at a layer. */
+    public enum Part {
+        A,
+        B,
+        /** The bias on B, with {@code lora_bias}: shape (out). */
+        BIAS,
+        /** The norms of the rows of the adapted weight, with DoRA: shape (out), for convolutions (1, out, 1, ...). */
+        MAGNITUDE;
+
+        /** The parts a configuration asks for. */
+        public static List<Part> of(LoraConfig config) {
+            List<Part> parts = new ArrayList<>(List.of(A, B));
+            if (config.loraBias()) {
+                parts.add(BIAS);
+            }
+            if (config.useDora()) {
+                parts.add(MAGNITUDE);
+            }
+            return parts;
+        }
+    }
+
+    private final Map<Part, Tensor> parts = new EnumMap<>(Part.class);
     private final Tensor a;
     private final Tensor b;
     private final int rank;
@@ -23,27 +52,42 @@ public final class LoraWeights implements AutoCloseable {
     private double scaling;
     private Scalar scale;
     private final double dropout;
+    private final List<Integer> invocationTokens;
     /** The convolution that applies A, sharing its tensor; null for layers that are plain matrices. */
     private @Nullable Module down;
+
+    /** The norms of the adapted weight's rows, for DoRA; null otherwise. */
+    private final @Nullable RowNorms norms;
+
+    private @Nullable Factors initial;
+    private boolean frozenB;
+
+    /** As {@link #LoraWeights(LoraConfig, String, Map)} with nothing but the factors. */
+    public LoraWeights(LoraConfig config, String path, Tensor a, Tensor b) {
+        this(config, path, Map.of(Part.A, a, Part.B, b));
+    }
 
     /**
      * @param config the adapter's configuration, which gives rank, scale and dropout at {@code path}
      * @param path the layer's dotted path in the base model
-     * @param a the factor A, taken over by this object
-     * @param b the factor B, taken over by this object
+     * @param parts A, B and what else the adapter has, taken over by this object
      */
-    public LoraWeights(LoraConfig config, String path, Tensor a, Tensor b) {
+    public LoraWeights(LoraConfig config, String path, Map<Part, Tensor> parts) {
         this.rank = config.rankFor(path);
-        if (a.size(0) != rank) {
+        this.a = Objects.requireNonNull(parts.get(Part.A), "A");
+        this.b = Objects.requireNonNull(parts.get(Part.B), "B");
+        if (a.size(0) % rank != 0 || a.size(0) == 0) {
             throw new IllegalArgumentException("A of layer '" + path + "' is " + Tensors.describe(a)
                     + ", but the configuration gives rank " + rank + ": use the configuration the factors came with");
         }
-        this.a = Tensors.keep(a);
-        this.b = Tensors.keep(b);
+        this.parts.putAll(parts);
+        this.parts.values().forEach(Tensors::keep);
+        this.norms = parts.containsKey(Part.MAGNITUDE) ? new RowNorms() : null;
         this.initialScale = config.scale(path);
         this.scaling = initialScale;
         this.scale = Tensors.keep(new Scalar(scaling));
         this.dropout = config.loraDropout();
+        this.invocationTokens = config.invocationTokens();
     }
 
     /** The factor A; see the class for shapes. */
@@ -54,6 +98,56 @@ public final class LoraWeights implements AutoCloseable {
     /** The factor B; see the class for shapes. */
     public Tensor b() {
         return b;
+    }
+
+    /** The bias on B, or null. */
+    public @Nullable Tensor bias() {
+        return parts.get(Part.BIAS);
+    }
+
+    /** DoRA's magnitude, or null. */
+    public @Nullable Tensor magnitude() {
+        return parts.get(Part.MAGNITUDE);
+    }
+
+    /** All tensors, A and B first. */
+    public Map<Part, Tensor> parts() {
+        return Collections.unmodifiableMap(parts);
+    }
+
+    /** Whether the update is {@code s B A} and nothing else. */
+    public boolean isPlain() {
+        return parts.size() == 2;
+    }
+
+    /** The factors the adapter started with, where they hold a part of the base weight; else null. */
+    public @Nullable Factors initial() {
+        return initial;
+    }
+
+    /** Takes over the factors the adapter started with. */
+    public void initial(Factors start) {
+        Tensors.keep(start.a());
+        Tensors.keep(start.b());
+        initial = start;
+    }
+
+    /** B does not train, as in MiCA. */
+    public void freezeB() {
+        frozenB = true;
+    }
+
+    /** The tensors that train. */
+    public List<Tensor> trained() {
+        return parts.entrySet().stream()
+                .filter(each -> !(frozenB && each.getKey() == Part.B))
+                .map(Map.Entry::getValue)
+                .toList();
+    }
+
+    @Nullable
+    RowNorms norms() {
+        return norms;
     }
 
     public int rank() {
@@ -86,6 +180,11 @@ public final class LoraWeights implements AutoCloseable {
         return dropout;
     }
 
+    /** The tokens from which on the adapter applies (aLoRA); empty if it applies everywhere. */
+    public List<Integer> invocationTokens() {
+        return invocationTokens;
+    }
+
     /** The update as matrices: A (r, in), B (out, r), where a convolution's A is flattened. Views, not copies. */
     public LowRank lowRank() {
         return new LowRank(matrix(a), matrix(b), scaling);
@@ -105,20 +204,25 @@ public final class LoraWeights implements AutoCloseable {
     }
 
     void requiresGrad(boolean requires) {
-        a.set_requires_grad(requires);
-        b.set_requires_grad(requires);
+        trained().forEach(part -> part.set_requires_grad(requires));
     }
 
-    private static Tensor matrix(Tensor factor) {
+    static Tensor matrix(Tensor factor) {
         Tensor data = factor.detach();
         return data.dim() == 2 ? data : data.flatten(1, -1);
     }
 
     @Override
     public void close() {
-        a.close();
-        b.close();
+        parts.values().forEach(Tensor::close);
         scale.close();
+        if (norms != null) {
+            norms.close();
+        }
+        if (initial != null) {
+            initial.a().close();
+            initial.b().close();
+        }
         if (down != null) {
             down.close();
         }

@@ -6,7 +6,8 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.ops.Tensors;
 
 /**
- * An adapter's own copy of a parameter of the base model: of a module in {@code modules_to_save}, or a trained bias.
+ * An adapter's own copy of a parameter of the base model: of a module in {@code modules_to_save}, a trained bias, or the
+ * residual weight that an initialisation such as PiSSA leaves beside its factors, which does not train.
  *
  * <p>While the adapter is active the parameter holds the copy, otherwise the base model's data. Both exist throughout, so
  * switching moves no data and changes no bits.
@@ -14,6 +15,7 @@ import org.lora4j.ops.Tensors;
 public final class SavedParameter implements AutoCloseable {
     private final Tensor parameter;
     private final Tensor copy;
+    private final boolean trains;
     /** The base model's data while the copy is in its place. */
     private @Nullable Tensor base;
 
@@ -22,6 +24,16 @@ public final class SavedParameter implements AutoCloseable {
      * @param value the adapter's value, of the parameter's shape; copied
      */
     public SavedParameter(Tensor parameter, Tensor value) {
+        this(parameter, value, true);
+    }
+
+    /** A residual weight: as {@link #SavedParameter(Tensor, Tensor)}, but it neither trains nor is saved. */
+    public static SavedParameter residual(Tensor parameter, Tensor value) {
+        return new SavedParameter(parameter, value, false);
+    }
+
+    private SavedParameter(Tensor parameter, Tensor value, boolean trains) {
+        this.trains = trains;
         try (NoGradGuard noGrad = new NoGradGuard()) {
             this.parameter = Tensors.keep(new Tensor(parameter));
             this.copy = Tensors.keep(value.detach()
@@ -29,6 +41,11 @@ public final class SavedParameter implements AutoCloseable {
                     .contiguous()
                     .clone());
         }
+    }
+
+    /** Whether the copy trains and is part of the adapter's files; a residual weight is not. */
+    public boolean trains() {
+        return trains;
     }
 
     /** The adapter's value; while active, the data the model computes with. */

@@ -10,21 +10,30 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.format.AdapterConfigJson;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.Conversion;
+import org.lora4j.layer.Factors;
 import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraWeights;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * An adapter in a folder, as PEFT 0.21 writes it: {@code adapter_config.json} and {@code adapter_model.safetensors}, whose
  * keys are the paths of the base model behind {@code base_model.model.} and carry no adapter name.
  */
 final class AdapterFiles {
+    private static final Logger LOG = LoggerFactory.getLogger(AdapterFiles.class);
+
     static final String TENSORS = "adapter_model.safetensors";
 
     private static final String PREFIX = "base_model.model.";
@@ -37,26 +46,61 @@ final class AdapterFiles {
 
     /** Writes an adapter; each file is replaced in a single step, the configuration last. */
     static void write(Path folder, Adapter adapter, Map<String, LoraLayer> layers) throws IOException {
-        Files.createDirectories(folder);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, Tensor> tensors = new LinkedHashMap<>();
+            write(folder, adapter.config(), tensors(adapter, layers));
+        }
+    }
+
+    /** Likewise as an adapter of twice the rank for the base without its residual weights. */
+    static void writeConverted(Path folder, Adapter adapter, Map<String, LoraLayer> layers) throws IOException {
+        LoraConfig converted = Conversion.config(adapter.config());
+        try (PointerScope scope = new PointerScope();
+                NoGradGuard noGrad = new NoGradGuard()) {
+            Map<String, Tensor> tensors = tensors(adapter, layers);
             adapter.weights().forEach((path, weights) -> {
                 LoraLayer layer = layers.get(path);
                 if (layer != null) {
-                    tensors.put(keyA(layer), weights.a().detach());
-                    tensors.put(keyB(layer), weights.b().detach());
+                    Factors trained =
+                            new Factors(weights.a().detach(), weights.b().detach());
+                    Factors initial = weights.initial();
+                    if (initial == null) {
+                        initial = new Factors(torch.zeros_like(trained.a()), torch.zeros_like(trained.b()));
+                    }
+                    Factors plain = Conversion.subtractInitial(trained, initial);
+                    tensors.put(key(layer, LoraWeights.Part.A), plain.a());
+                    tensors.put(key(layer, LoraWeights.Part.B), plain.b());
                 }
             });
-            adapter.saved()
-                    .forEach((path, saved) ->
-                            tensors.put(savedKey(path, adapter), saved.value().detach()));
-            TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
+            write(folder, converted, tensors);
         }
-        LoraConfig config = adapter.config().toBuilder()
+    }
+
+    private static Map<String, Tensor> tensors(Adapter adapter, Map<String, LoraLayer> layers) {
+        Map<String, Tensor> tensors = new LinkedHashMap<>();
+        adapter.weights().forEach((path, weights) -> {
+            LoraLayer layer = layers.get(path);
+            if (layer != null) {
+                weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
+            }
+        });
+        adapter.tokens()
+                .forEach((path, rows) -> tensors.put(tokenKey(path), rows.rows().detach()));
+        adapter.saved().forEach((path, saved) -> {
+            if (saved.trains()) {
+                tensors.put(savedKey(path, adapter), saved.value().detach());
+            }
+        });
+        return tensors;
+    }
+
+    private static void write(Path folder, LoraConfig config, Map<String, Tensor> tensors) throws IOException {
+        Files.createDirectories(folder);
+        TensorFiles.write(folder.resolve(TENSORS), tensors, TensorFiles.METADATA);
+        LoraConfig saved = config.toBuilder()
                 .inferenceMode(true)
                 .peftVersion(LoraConfig.PEFT_VERSION)
                 .build();
-        AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), config);
+        AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), saved);
     }
 
     /**
@@ -65,7 +109,9 @@ final class AdapterFiles {
      *
      * @param layers the layers the configuration means
      * @param saved the parameters it keeps copies of
+     * @param others the shapes of further tensors by key
      * @param base all parameters of the base model; a file may repeat some of them unchanged
+     * @param lenient whether missing and unexpected tensors are only logged, as PEFT does at best
      * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
      */
     static Map<String, Tensor> read(
@@ -73,22 +119,26 @@ final class AdapterFiles {
             LoraConfig config,
             Map<String, LoraLayer> layers,
             Map<String, Tensor> saved,
-            Map<String, Tensor> base)
+            Map<String, long[]> others,
+            Map<String, Tensor> base,
+            boolean lenient)
             throws IOException {
-        Map<String, long[]> expected = new LinkedHashMap<>();
+        Map<String, long[]> expected = new LinkedHashMap<>(others);
         layers.forEach((path, layer) -> {
-            int rank = config.rankFor(path);
-            expected.put(keyA(layer), layer.shapeA(rank));
-            expected.put(keyB(layer), layer.shapeB(rank));
+            int rank = config.rankFor(layer.configPath());
+            for (LoraWeights.Part part : LoraWeights.Part.of(config)) {
+                expected.put(key(layer, part), layer.shape(part, rank));
+            }
         });
         saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
         Path file = folder.resolve(TENSORS);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();
+        List<String> strays = new ArrayList<>();
         try (MappedTensors tensors = TensorFiles.open(file)) {
             for (String key : new TreeSet<>(expected.keySet())) {
                 if (!tensors.names().contains(key)) {
-                    problems.add("missing " + key);
+                    strays.add("missing " + key);
                 }
             }
             for (String key : tensors.names()) {
@@ -96,7 +146,7 @@ final class AdapterFiles {
                 long[] shape = expected.get(key);
                 if (shape == null) {
                     if (!repeatsBase(key, value, base)) {
-                        problems.add("unexpected " + key);
+                        strays.add("unexpected " + key);
                     }
                 } else if (!Arrays.equals(shape, Tensors.shape(value))) {
                     problems.add(key + " is " + Tensors.describe(value) + ", expected " + Arrays.toString(shape));
@@ -105,6 +155,11 @@ final class AdapterFiles {
                 }
             }
         }
+        if (!lenient) {
+            problems.addAll(strays);
+        } else if (!strays.isEmpty()) {
+            LOG.warn("{} does not fit this model: {}", file, strays);
+        }
         if (!problems.isEmpty()) {
             throw new IllegalArgumentException(file + " does not fit this model and " + AdapterConfigJson.FILE_NAME
                     + ": load the base model it was made for. " + String.join("; ", problems));
@@ -112,18 +167,34 @@ final class AdapterFiles {
         return values;
     }
 
-    static String keyA(LoraLayer layer) {
-        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_A" : ".lora_A.weight");
+    /** The key of a part of an adapter at a layer. */
+    static String key(LoraLayer layer, LoraWeights.Part part) {
+        boolean embedding = layer instanceof LoraEmbedding;
+        return PREFIX
+                + layer.filePath()
+                + switch (part) {
+                    case A -> embedding ? ".lora_embedding_A" : ".lora_A.weight";
+                    case B -> embedding ? ".lora_embedding_B" : ".lora_B.weight";
+                    case BIAS -> ".lora_B.bias";
+                    case MAGNITUDE -> ".lora_magnitude_vector";
+                };
     }
 
-    static String keyB(LoraLayer layer) {
-        return PREFIX + layer.path() + (layer instanceof LoraEmbedding ? ".lora_embedding_B" : ".lora_B.weight");
+    /** The key of the rows an adapter replaces at a module. */
+    static String tokenKey(String path) {
+        return PREFIX + path + ".token_adapter.trainable_tokens_delta";
     }
 
+    /** The key of a base parameter: within every adapted module, PEFT's base_layer comes before the rest of the path. */
     static String savedKey(String path, java.util.Set<String> targets) {
-        int dot = path.lastIndexOf('.');
-        boolean wrapped = dot > 0 && targets.contains(path.substring(0, dot));
-        return PREFIX + (wrapped ? path.substring(0, dot) + ".base_layer" + path.substring(dot) : path);
+        StringBuilder key = new StringBuilder(PREFIX);
+        int from = 0;
+        for (int dot = path.indexOf('.'); dot >= 0; dot = path.indexOf('.', dot + 1)) {
+            key.append(path, from, dot);
+            key.append(targets.contains(path.substring(0, dot)) ? ".base_layer" : "");
+            from = dot;
+        }
+        return key.append(path, from, path.length()).toString();
     }
 
     private static String savedKey(String path, Adapter adapter) {

@@ -7,17 +7,20 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Supplier;
 import org.bytedeco.pytorch.Conv1dImpl;
 import org.bytedeco.pytorch.Conv2dImpl;
 import org.bytedeco.pytorch.Conv3dImpl;
 import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.HfConv1D;
 import org.lora4j.layer.LoraConv1d;
@@ -27,6 +30,7 @@ import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraHfConv1D;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
+import org.lora4j.layer.LoraMultiheadAttention;
 import org.lora4j.ops.Tensors;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -37,14 +41,54 @@ final class Injector {
     private static final String OUTPUT_LAYER = "lm_head";
 
     private final Module root;
-    private final ModuleTree tree;
+    private final Replication replication;
+    private ModuleTree tree;
     private final ActiveAdapters active;
     private final Map<String, LoraLayer> injected = new LinkedHashMap<>();
 
     Injector(Module root, ActiveAdapters active) {
         this.root = root;
+        this.replication = new Replication(root);
         this.tree = new ModuleTree(root);
         this.active = active;
+    }
+
+    /** What the layers of the model read. */
+    ActiveAdapters active() {
+        return active;
+    }
+
+    /** Work that makes an adapter. */
+    interface Making<E extends Exception> {
+        AdapterFactory.Made make() throws E;
+    }
+
+    /**
+     * Makes an adapter on the layers its configuration asks for, which the model has from then on, unless that fails.
+     *
+     * @throws IllegalArgumentException if the model cannot have them
+     */
+    <E extends Exception> AdapterFactory.Made onItsLayers(LoraConfig config, Making<E> work) throws E {
+        boolean first = !replication.isDecided();
+        if (replication.apply(config)) {
+            tree = new ModuleTree(root);
+        }
+        boolean made = false;
+        try {
+            AdapterFactory.Made result = work.make();
+            made = true;
+            return result;
+        } finally {
+            if (first && !made) {
+                restoreLayers();
+            }
+        }
+    }
+
+    /** Puts the model's own stack of layers back; no layer may have an adapter. */
+    void restoreLayers() {
+        replication.undo();
+        tree = new ModuleTree(root);
     }
 
     /** The dotted paths of all modules. */
@@ -106,7 +150,10 @@ final class Injector {
             excluded |= verdict == TargetMatcher.Verdict.EXCLUDED;
             if (verdict == TargetMatcher.Verdict.TARGET) {
                 LoraLayer known = injected.get(path);
-                targets.put(path, known == null ? newLayer(path) : known);
+                LoraLayer layer = known == null ? newLayer(path) : known;
+                layer.check(config);
+                targets.put(path, layer);
+                layer.parts().forEach(part -> targets.put(part.path(), part));
             }
         }
         boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
@@ -119,6 +166,48 @@ final class Injector {
         }
         warnUnmatched(config, targets.keySet());
         return targets;
+    }
+
+    /**
+     * The layers whose rows an adapter trains, each with those tied to it by sharing its weight, by path; layers that are
+     * new are put among the others.
+     *
+     * @param layers the layers of the adapter's targets, which receives the new ones
+     * @throws IllegalArgumentException if a name means no module, or a module without such rows
+     */
+    Map<String, List<LoraLayer>> tokenLayers(LoraConfig config, Map<String, LoraLayer> layers) {
+        Map<String, List<LoraLayer>> found = new LinkedHashMap<>();
+        for (String name : config.trainableTokenIndices().keySet()) {
+            List<String> paths = tree.paths().stream()
+                    .filter(path -> path.equals(name) || path.endsWith("." + name))
+                    .toList();
+            if (paths.isEmpty()) {
+                throw new IllegalArgumentException("trainable_token_indices names \"" + name
+                        + "\", which no module has; near misses: " + NearMisses.of(name, tree.paths()));
+            }
+            for (String path : paths) {
+                LoraLayer layer = layers.computeIfAbsent(path, this::layerAt);
+                if (!(layer instanceof LoraEmbedding || layer instanceof LoraLinear)) {
+                    throw new IllegalArgumentException("trainable_token_indices names '" + path + "', a " + layer.type()
+                            + "; only embeddings and linear layers have rows of tokens");
+                }
+                List<LoraLayer> own = new ArrayList<>(List.of(layer));
+                for (String other : tree.paths()) {
+                    if (!other.equals(path)
+                            && tree.object(other) instanceof LinearImpl linear
+                            && linear.weight().data_ptr().equals(layer.weight().data_ptr())) {
+                        own.add(layers.computeIfAbsent(other, this::layerAt));
+                    }
+                }
+                found.put(path, own);
+            }
+        }
+        return found;
+    }
+
+    private LoraLayer layerAt(String path) {
+        LoraLayer known = injected.get(path);
+        return known == null ? newLayer(path) : known;
     }
 
     /** For each name among the targets that no module has, those it may have been meant for; or nothing. */
@@ -153,8 +242,9 @@ final class Injector {
     Map<String, Tensor> saved(LoraConfig config, Set<String> targets) {
         Set<String> modules = new LinkedHashSet<>();
         for (String path : tree.paths()) {
-            // Without a dot before the name, as in PEFT.
-            if (config.modulesToSave().stream().anyMatch(path::endsWith)) {
+            boolean bySuffix = active.has(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX);
+            if (config.modulesToSave().stream()
+                    .anyMatch(name -> path.equals(name) || path.endsWith(bySuffix ? name : "." + name))) {
                 modules.add(path);
             }
         }
@@ -178,21 +268,63 @@ final class Injector {
         try {
             layers.forEach((path, layer) -> {
                 if (!injected.containsKey(path)) {
-                    tree.replace(path, (Module) layer);
+                    if (!layer.isPart()) {
+                        tree.replace(path, (Module) layer);
+                    }
                     done.add(layer);
                 }
             });
         } catch (RuntimeException e) {
-            done.forEach(layer -> tree.replace(layer.path(), layer.original()));
+            done.forEach(this::restore);
+            if (injected.isEmpty()) {
+                restoreLayers();
+            }
             throw e;
         }
         done.forEach(layer -> injected.put(layer.path(), layer));
     }
 
+    /** Runs something while layers are in the model that have no adapter yet; they are taken out again afterwards. */
+    <T> T whileInjected(Map<String, LoraLayer> layers, Supplier<T> work) {
+        Set<String> before = Set.copyOf(injected.keySet());
+        inject(layers);
+        boolean enabled = active.enabled();
+        active.enabled(false);
+        try {
+            return work.get();
+        } finally {
+            active.enabled(enabled);
+            layers.keySet().stream().filter(path -> !before.contains(path)).forEach(path -> {
+                LoraLayer layer = injected.remove(path);
+                if (layer != null) {
+                    restore(layer);
+                }
+            });
+        }
+    }
+
+    /** Those of some layers that a configuration targets. */
+    Map<String, LoraLayer> among(Map<String, LoraLayer> layers, LoraConfig config) {
+        TargetMatcher matcher = new TargetMatcher(config);
+        Map<String, LoraLayer> among = new LinkedHashMap<>();
+        layers.forEach((path, layer) -> {
+            if (matcher.verdict(layer.configPath()) == TargetMatcher.Verdict.TARGET) {
+                among.put(path, layer);
+            }
+        });
+        return among;
+    }
+
     /** Puts the original object of every layer back. */
     void removeAll() {
-        injected.forEach((path, layer) -> tree.replace(path, layer.original()));
+        injected.values().forEach(this::restore);
         injected.clear();
+    }
+
+    private void restore(LoraLayer layer) {
+        if (!layer.isPart()) {
+            tree.replace(layer.path(), layer.original());
+        }
     }
 
     private LoraLayer newLayer(String path) {
@@ -212,18 +344,26 @@ final class Injector {
         if (module instanceof Conv3dImpl conv) {
             return Tensors.keep(new LoraConv3d(conv, path, active));
         }
+        if (module instanceof MultiheadAttentionImpl attention) {
+            return Tensors.keep(new LoraMultiheadAttention(attention, path, active));
+        }
         if (module instanceof HfConv1D conv) {
             return Tensors.keep(new LoraHfConv1D(conv, path, active));
         }
-        if (module == null) {
+        int dot = path.lastIndexOf('.');
+        if (module == null && dot > 0 && tree.object(path.substring(0, dot)) instanceof MultiheadAttentionImpl) {
             throw new IllegalArgumentException(
-                    "module '" + path + "' (" + tree.cpp(path).name().getString()
-                            + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
-                            + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
+                    "module '" + path + "' is part of the multi-head attention '" + path.substring(0, dot)
+                            + "', which is adapted as a whole: name the attention in targetModules instead");
+        }
+        if (module == null) {
+            throw new IllegalArgumentException("module '" + path + "' (" + tree.type(path)
+                    + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an"
+                    + " adapter: keep it in a field, array, list or map of its parent's Java class and call it there");
         }
         throw new IllegalArgumentException(
                 "module '" + path + "' is a " + module.getClass().getSimpleName()
-                        + ", which cannot carry an adapter; linear, embedding and convolution layers can: narrow targetModules"
+                        + ", which cannot carry an adapter; linear, embedding, convolution and attention layers can: narrow targetModules"
                         + " or exclude it");
     }
 

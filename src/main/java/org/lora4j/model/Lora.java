@@ -2,8 +2,10 @@ package org.lora4j.model;
 
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.Set;
 import org.bytedeco.pytorch.Module;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 
 /** The door: puts adapters on a model. */
 public final class Lora {
@@ -19,7 +21,16 @@ public final class Lora {
      * @throws IllegalArgumentException if the configuration does not fit the model; the model is unchanged then, but frozen
      */
     public static <M extends Module> LoraModel<M> wrap(M base, LoraConfig config, String name) {
-        LoraModel<M> model = new LoraModel<>(base);
+        return wrap(base, config, name, Set.of());
+    }
+
+    /**
+     * As {@link #wrap(Module, LoraConfig, String)}, but repeating some defects of PEFT.
+     *
+     * @param compat the defects to repeat, in all adapters of the model
+     */
+    public static <M extends Module> LoraModel<M> wrap(M base, LoraConfig config, String name, Set<PeftCompat> compat) {
+        LoraModel<M> model = new LoraModel<>(base, compat);
         model.addAdapter(name, config);
         model.setActive(name);
         return model;
@@ -34,7 +45,17 @@ public final class Lora {
      * @throws IOException if a file cannot be read or is defective
      */
     public static <M extends Module> LoraModel<M> load(M base, Path folder, String name) throws IOException {
-        LoraModel<M> model = new LoraModel<>(base);
+        return load(base, folder, name, Set.of());
+    }
+
+    /**
+     * As {@link #load(Module, Path, String)}, but repeating some defects of PEFT.
+     *
+     * @param compat the defects to repeat, in all adapters of the model
+     */
+    public static <M extends Module> LoraModel<M> load(M base, Path folder, String name, Set<PeftCompat> compat)
+            throws IOException {
+        LoraModel<M> model = new LoraModel<>(base, compat);
         model.loadAdapter(folder, name);
         model.setActive(name);
         return model;

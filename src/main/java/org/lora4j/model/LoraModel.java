@@ -4,22 +4,18 @@ import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
 import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
-import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
-import org.lora4j.layer.LoraLayer;
-import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
 
@@ -38,9 +34,12 @@ public final class LoraModel<M extends Module> {
     private static final String DEFAULT = "default";
 
     private final M base;
-    private final ActiveAdapters active = new ActiveAdapters();
+    private final ActiveAdapters active;
     private final Injector injector;
-    private final Map<String, Adapter> adapters = new LinkedHashMap<>();
+    private final AdapterFactory factory;
+    private final MergedLayers merging;
+    private final Invocations invocations;
+    private final AttachedAdapters adapters;
     /** What was merged when adapters were disabled, to be merged again with them. */
     private List<String> mergedBeforeDisable = List.of();
 
@@ -51,9 +50,17 @@ public final class LoraModel<M extends Module> {
     }
 
     /** Freezes the base model; no adapter yet. */
-    LoraModel(M base) {
+    LoraModel(M base, Set<PeftCompat> compat) {
         this.base = base;
+        this.active = new ActiveAdapters(compat);
         this.injector = new Injector(base, active);
+        this.factory = new AdapterFactory(base, injector);
+        this.merging = new MergedLayers(injector);
+        this.adapters = new AttachedAdapters(active, injector);
+        this.invocations = new Invocations(active, adapters);
+        if (base instanceof TokenSource source) {
+            source.listener(invocations);
+        }
         try (PointerScope scope = new PointerScope()) {
             Parameters.of(base).values().forEach(parameter -> parameter.set_requires_grad(false));
         }
@@ -66,7 +73,7 @@ public final class LoraModel<M extends Module> {
 
     /** The names of all adapters, in the order they were added. */
     public List<String> adapterNames() {
-        return List.copyOf(adapters.keySet());
+        return adapters.names();
     }
 
     /**
@@ -75,12 +82,7 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if there is none of this name
      */
     public Adapter adapter(String name) {
-        Adapter found = adapters.get(name);
-        if (found == null) {
-            throw new IllegalArgumentException(
-                    "no adapter \"" + name + "\", only " + adapters.keySet() + ": add or load it first");
-        }
-        return found;
+        return adapters.get(name);
     }
 
     /**
@@ -89,16 +91,24 @@ public final class LoraModel<M extends Module> {
      * @throws IllegalArgumentException if the name is taken or the configuration does not fit the model
      */
     public void addAdapter(String name, LoraConfig config) {
-        checkNew(name, config);
-        LoraConfig resolved = injector.resolve(config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, LoraLayer> targets = injector.targets(resolved);
-            Map<String, LoraWeights> weights = new LinkedHashMap<>();
-            targets.forEach((path, layer) -> weights.put(path, layer.newWeights(resolved)));
-            Map<String, SavedParameter> saved = new LinkedHashMap<>();
-            withoutSaved(() -> injector.saved(resolved, targets.keySet())
-                    .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter))));
-            attach(new Adapter(name, resolved, weights, saved), targets, true);
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config, null), true));
+        }
+    }
+
+    /**
+     * As {@link #addAdapter(String, LoraConfig)}, for an initialisation that looks at data: {@code eva}, {@code corda} or
+     * {@code lora_ga}. The batches run on the base model. With {@code eva} the adapter's configuration gets the ranks found.
+     *
+     * @param batches run in order, with {@code eva} again and again until the components of all layers are found
+     * @throws IllegalArgumentException also if there is no batch, or one does not give what the initialisation needs
+     * @throws IllegalStateException if {@code eva} does not find all components
+     */
+    public void addAdapter(String name, LoraConfig config, Iterable<? extends CalibrationBatch> batches) {
+        adapters.checkNew(name, config);
+        try (PointerScope scope = new PointerScope()) {
+            adapters.withoutSaved(() -> adapters.attach(factory.fresh(name, config, batches), true));
         }
     }
 
@@ -112,29 +122,38 @@ public final class LoraModel<M extends Module> {
      */
     public void loadAdapter(Path folder, String name) throws IOException {
         LoraConfig config = AdapterFiles.readConfig(folder);
-        checkNew(name, config);
-        if (config.initLoraWeights().changesBase()) {
-            throw new IllegalArgumentException("the adapter in " + folder + " started from initLoraWeights="
-                    + config.initLoraWeights()
-                    + ", which changes the base weights it belongs to: convert it to plain LoRA "
-                    + "(in PEFT, save_pretrained with path_initial_model_for_weight_conversion)");
-        }
-        LoraConfig resolved = injector.resolve(config);
+        adapters.checkNew(name, config);
         try (PointerScope scope = new PointerScope()) {
-            Map<String, LoraLayer> targets = injector.targets(resolved);
-            Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
-            Map<String, Tensor> values = AdapterFiles.read(folder, resolved, targets, parameters, Parameters.of(base));
-            Map<String, LoraWeights> weights = new LinkedHashMap<>();
-            targets.forEach((path, layer) -> {
-                Tensor a = own(values, AdapterFiles.keyA(layer), layer);
-                Tensor b = own(values, AdapterFiles.keyB(layer), layer);
-                weights.put(path, new LoraWeights(resolved, path, a, b));
+            adapters.withoutSaved(() -> adapters.attach(factory.loaded(name, config, folder), false));
+        }
+    }
+
+    /**
+     * Replaces an adapter by one in a folder, under the same name and in the same place: it is active, trainable and
+     * scaled as configured if the old one was. Ranks, patterns, targets and variants may differ. What PEFT calls {@code
+     * hotswap_adapter}.
+     *
+     * @throws IllegalArgumentException if there is no adapter of this name, or listing every tensor that does not fit;
+     *     nothing changes then
+     * @throws IllegalStateException if the adapter is merged
+     * @throws IOException if a file cannot be read or is defective
+     */
+    public void hotswap(String name, Path folder) throws IOException {
+        Adapter old = adapter(name);
+        checkNotMerged(name);
+        LoraConfig config = AdapterFiles.readConfig(folder);
+        adapters.checkBiases(name, config);
+        try (PointerScope scope = new PointerScope()) {
+            adapters.withoutSaved(() -> {
+                AdapterFactory.Made made = factory.loaded(name, config, folder);
+                if (active.has(PeftCompat.HOTSWAP_IGNORES_PATTERNS)) {
+                    made.adapter().ignorePatterns();
+                }
+                injector.inject(made.layers());
+                adapters.detach(name);
+                old.close();
+                adapters.attach(made, old.trainable());
             });
-            Map<String, SavedParameter> saved = new LinkedHashMap<>();
-            withoutSaved(() -> parameters.forEach((path, parameter) -> saved.put(
-                    path,
-                    new SavedParameter(parameter, value(values, AdapterFiles.savedKey(path, targets.keySet()))))));
-            attach(new Adapter(name, resolved, weights, saved), targets, false);
         }
     }
 
@@ -150,8 +169,11 @@ public final class LoraModel<M extends Module> {
         names.forEach(this::adapter);
         try (PointerScope scope = new PointerScope()) {
             WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
-            checkNew(name, sum.config());
-            attach(new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), true);
+            adapters.checkNew(name, sum.config());
+            adapters.attach(
+                    new AdapterFactory.Made(
+                            new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), Map.of()),
+                    true);
         }
     }
 
@@ -164,18 +186,10 @@ public final class LoraModel<M extends Module> {
      */
     public void setActive(String... names) {
         Set<String> wanted = new LinkedHashSet<>(Arrays.asList(names));
-        Set<String> parameters = new TreeSet<>();
-        for (String name : wanted) {
-            for (String path : adapter(name).saved().keySet()) {
-                if (!parameters.add(path)) {
-                    throw new IllegalArgumentException("several of the adapters " + wanted + " have a copy of '" + path
-                            + "': activate one of them at a time");
-                }
-            }
-        }
+        adapters.checkTogether(wanted);
         unmergeAdapter();
         active.names(List.copyOf(wanted));
-        apply();
+        adapters.apply();
     }
 
     /** The active adapters, in the order in which their updates are added. */
@@ -186,7 +200,7 @@ public final class LoraModel<M extends Module> {
     /** Sets whether an adapter gets gradients while it is active. */
     public void setTrainable(String name, boolean trainable) {
         adapter(name).trainable(trainable);
-        apply();
+        adapters.apply();
     }
 
     /** Whether adapters apply at all. */
@@ -200,7 +214,7 @@ public final class LoraModel<M extends Module> {
             mergedBeforeDisable = mergedAdapters();
             unmergeAdapter();
             active.enabled(false);
-            apply();
+            adapters.apply();
         }
     }
 
@@ -208,7 +222,7 @@ public final class LoraModel<M extends Module> {
     public void enable() {
         if (!active.enabled()) {
             active.enabled(true);
-            apply();
+            adapters.apply();
             merge(mergedBeforeDisable, false, Progress.NONE);
             mergedBeforeDisable = List.of();
         }
@@ -249,6 +263,18 @@ public final class LoraModel<M extends Module> {
     }
 
     /**
+     * Tells the activated adapters (aLoRA), which start at the last occurrence of their {@code alora_invocation_tokens},
+     * where that is, on this thread, until the scope is closed: around a forward pass, or around a prompt's pass and those
+     * over the tokens generated after it. Where the tokens are missing, the adapter does not apply. A {@code CausalLM} does this itself.
+     *
+     * @param inputIds int64 (B, T): the tokens of the rows; negative at padding
+     * @throws IllegalArgumentException if the ids have another shape or type
+     */
+    public Scope invocation(Tensor inputIds) {
+        return invocations.open(inputIds);
+    }
+
+    /**
      * Deletes an adapter and frees its tensors. If it was the only active one, the first of the others by name becomes
      * active, as in PEFT.
      *
@@ -256,19 +282,16 @@ public final class LoraModel<M extends Module> {
      */
     public void deleteAdapter(String name) {
         Adapter deleted = adapter(name);
-        if (mergedAdapters().contains(name)) {
-            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
-        }
+        checkNotMerged(name);
         List<String> left = new ArrayList<>(active.names());
         left.remove(name);
-        adapters.remove(name);
-        if (left.isEmpty() && active.names().contains(name) && !adapters.isEmpty()) {
-            left.add(new TreeSet<>(adapters.keySet()).first());
+        adapters.delete(name);
+        if (left.isEmpty() && active.names().contains(name) && !adapters.names().isEmpty()) {
+            left.add(new TreeSet<>(adapters.names()).first());
         }
-        injector.injected().values().forEach(layer -> layer.adapters().remove(name));
         active.names(left);
         deleted.close();
-        apply();
+        adapters.apply();
     }
 
     /**
@@ -287,23 +310,21 @@ public final class LoraModel<M extends Module> {
 
     /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */
     public void unmergeAdapter() {
-        injector.injected().values().forEach(LoraLayer::unmerge);
+        merging.unmerge();
     }
 
     /** The adapters now part of the weights of some layer. */
     public List<String> mergedAdapters() {
-        Set<String> merged = new LinkedHashSet<>();
-        injector.injected()
-                .values()
-                .forEach(layer -> merged.addAll(layer.adapters().merged()));
-        return List.copyOf(merged);
+        return merging.merged();
     }
 
     /** Removes all adapters and gives the base model back as it was. This object is of no use afterwards. */
     public M unload() {
         unmergeAdapter();
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
-        return remove();
+        adapters.deactivateSaved();
+        remove();
+        injector.restoreLayers();
+        return base;
     }
 
     /** Merges the active adapters for good and removes all; see {@link #mergeAndUnload(boolean, Progress)}. */
@@ -313,7 +334,8 @@ public final class LoraModel<M extends Module> {
 
     /**
      * Merges the active adapters into the weights for good, with their saved modules and biases, removes all adapters and
-     * gives the base model back. This object is of no use afterwards.
+     * gives the base model back. Layers repeated by {@code layer_replication} stay, each with its own merged weights. This
+     * object is of no use afterwards.
      *
      * @param safe whether to refuse weights that are not finite; nothing is merged then
      * @param progress told of each layer
@@ -321,11 +343,12 @@ public final class LoraModel<M extends Module> {
      */
     public M mergeAndUnload(boolean safe, Progress progress) {
         merge(active.names(), safe, progress);
-        injector.injected().values().forEach(LoraLayer::keepMerged);
+        merging.keep();
         for (String name : active.names()) {
             adapter(name).saved().values().forEach(SavedParameter::keepActive);
         }
-        return remove();
+        remove();
+        return base;
     }
 
     /** The tensors to train: factors, and copies of parameters, of the active trainable adapters. */
@@ -335,11 +358,7 @@ public final class LoraModel<M extends Module> {
             for (String name : active.names()) {
                 Adapter adapter = adapter(name);
                 if (adapter.trainable()) {
-                    adapter.weights().values().forEach(weights -> {
-                        parameters.add(weights.a());
-                        parameters.add(weights.b());
-                    });
-                    adapter.saved().values().forEach(saved -> parameters.add(saved.parameter()));
+                    parameters.addAll(adapter.parameters());
                 }
             }
         }
@@ -374,7 +393,7 @@ public final class LoraModel<M extends Module> {
                     active.enabled(),
                     active.names(),
                     mergedAdapters(),
-                    List.copyOf(new TreeSet<>(adapters.keySet())));
+                    List.copyOf(new TreeSet<>(adapters.names())));
         }
     }
 
@@ -384,7 +403,7 @@ public final class LoraModel<M extends Module> {
      * @throws IOException if a file cannot be written
      */
     public void save(Path folder) throws IOException {
-        for (String name : adapters.keySet()) {
+        for (String name : adapters.names()) {
             save(name.equals(DEFAULT) ? folder : folder.resolve(name), name);
         }
     }
@@ -398,100 +417,34 @@ public final class LoraModel<M extends Module> {
         AdapterFiles.write(folder, adapter(name), injector.injected());
     }
 
-    private void checkNew(String name, LoraConfig config) {
-        if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(BASE)) {
-            throw new IllegalArgumentException("an adapter cannot be called \"" + name
-                    + "\": use a name that is not empty, not \"" + BASE + "\" and has no dot");
-        }
-        if (adapters.containsKey(name)) {
-            throw new IllegalArgumentException(
-                    "there is an adapter \"" + name + "\" already: delete it first or use another name");
-        }
-        boolean biases = config.bias() != BiasMode.NONE
-                || adapters.values().stream().anyMatch(a -> a.config().bias() != BiasMode.NONE);
-        if (biases && !adapters.isEmpty()) {
-            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + adapters.keySet()
-                    + ": adapters that train biases must be alone on a model; set bias to none");
-        }
+    /**
+     * Saves an adapter that started with a part of the base weight (pissa, olora, corda, lora_ga) as one for the untouched
+     * base, of twice the rank: PEFT's {@code save_pretrained} with {@code path_initial_model_for_weight_conversion}.
+     *
+     * @throws IllegalArgumentException if the adapter did not start so, or not exactly, as with loftq
+     * @throws IOException if a file cannot be written
+     */
+    public void saveConverted(Path folder, String name) throws IOException {
+        AdapterFiles.writeConverted(folder, adapter(name), injector.injected());
     }
 
-    private void attach(Adapter adapter, Map<String, LoraLayer> layers, boolean trainable) {
-        injector.inject(layers);
-        adapters.put(adapter.name(), adapter);
-        adapter.weights()
-                .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
-        adapter.trainable(trainable);
-        apply();
-    }
-
-    /** Brings parameters and gradients in line with what is active. */
-    private void apply() {
-        adapters.values().forEach(adapter -> {
-            if (!isOn(adapter)) {
-                adapter.requiresGrad(false);
-                adapter.saved().values().forEach(SavedParameter::deactivate);
-            }
-        });
-        adapters.values().stream().filter(this::isOn).forEach(adapter -> {
-            adapter.saved().values().forEach(SavedParameter::activate);
-            adapter.requiresGrad(adapter.trainable());
-        });
-    }
-
-    private boolean isOn(Adapter adapter) {
-        return active.enabled() && active.names().contains(adapter.name());
-    }
-
-    /** Runs something while the base model's own parameters are in place. */
-    private void withoutSaved(Runnable work) {
-        adapters.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
-        try {
-            work.run();
-        } finally {
-            apply();
+    private void checkNotMerged(String name) {
+        if (mergedAdapters().contains(name)) {
+            throw new IllegalStateException("adapter \"" + name + "\" is merged: call unmergeAdapter() first");
         }
     }
 
-    /** A value that {@link AdapterFiles#read} has made sure of. */
-    private static Tensor value(Map<String, Tensor> values, String key) {
-        return Objects.requireNonNull(values.get(key), key);
-    }
-
-    private static Tensor own(Map<String, Tensor> values, String key, LoraLayer layer) {
-        return value(values, key)
-                .to(layer.weight().device(), layer.factorType())
-                .contiguous()
-                .clone();
-    }
-
-    /** Merges adapters beside those merged already: into all layers or, on an error, none. */
     private void merge(List<String> names, boolean safe, Progress progress) {
         names.forEach(this::adapter);
-        List<LoraLayer> layers = List.copyOf(injector.injected().values());
-        List<LoraLayer> changed = new ArrayList<>();
-        List<List<String>> before = new ArrayList<>();
-        try (PointerScope scope = new PointerScope()) {
-            for (LoraLayer layer : layers) {
-                Set<String> after = new LinkedHashSet<>(layer.adapters().merged());
-                before.add(List.copyOf(after));
-                changed.add(layer);
-                after.addAll(names);
-                layer.merge(List.copyOf(after), safe);
-                progress.step(changed.size(), layers.size(), layer.path());
-            }
-        } catch (RuntimeException e) {
-            for (int i = 0; i < changed.size(); i++) {
-                changed.get(i).merge(before.get(i), false);
-            }
-            throw e;
-        }
+        merging.merge(names, safe, progress);
     }
 
-    private M remove() {
+    private void remove() {
+        if (base instanceof TokenSource source) {
+            source.listener(null);
+        }
         injector.removeAll();
-        adapters.values().forEach(Adapter::close);
-        adapters.clear();
+        adapters.close();
         active.names(List.of());
-        return base;
     }
 }

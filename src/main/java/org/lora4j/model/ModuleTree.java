@@ -31,6 +31,9 @@ final class ModuleTree {
     /** Puts another object where a module object was found. */
     private record Place(String where, Consumer<Module> set) {}
 
+    /** A C++ module: its address, and its class for messages. No handle, which would die with the scope it was made in. */
+    private record Node(long address, String type) {}
+
     /** What was found in Java for one C++ module. */
     private static final class Found {
         final Module object;
@@ -42,7 +45,7 @@ final class ModuleTree {
     }
 
     private final Map<Long, Found> byAddress = new HashMap<>();
-    private final Map<String, Module> modules = new LinkedHashMap<>();
+    private final Map<String, Node> nodes = new LinkedHashMap<>();
 
     ModuleTree(Module root) {
         walk(root, Collections.newSetFromMap(new IdentityHashMap<>()));
@@ -55,30 +58,34 @@ final class ModuleTree {
             String path = item.key() == null ? "" : item.key().getString();
             // A module registered twice counts once, under its first name, as in PyTorch.
             if (!path.isEmpty() && seen.putIfAbsent(cpp.address(), path) == null) {
-                modules.put(path, cpp);
+                nodes.put(path, new Node(cpp.address(), cpp.name().getString()));
             }
         }
     }
 
     /** The dotted paths of all modules below the root, parents before children. */
     Set<String> paths() {
-        return Collections.unmodifiableSet(modules.keySet());
+        return Collections.unmodifiableSet(nodes.keySet());
     }
 
     /** The Java object whose {@code forward} the model calls for a module, or null if the module runs inside C++. */
     @Nullable
     Module object(String path) {
-        Found found = byAddress.get(cpp(path).address());
+        Found found = byAddress.get(node(path).address());
         return found == null ? null : found.object;
     }
 
-    /** The C++ module at a path. Its Java type says nothing. */
-    Module cpp(String path) {
-        Module module = modules.get(path);
-        if (module == null) {
+    /** The name of the C++ class at a path. */
+    String type(String path) {
+        return node(path).type();
+    }
+
+    private Node node(String path) {
+        Node node = nodes.get(path);
+        if (node == null) {
             throw new IllegalArgumentException("no module '" + path + "' in the model");
         }
-        return module;
+        return node;
     }
 
     /**
@@ -87,13 +94,12 @@ final class ModuleTree {
      * @throws IllegalStateException if a place cannot be written
      */
     void replace(String path, Module replacement) {
-        Found found = byAddress.get(cpp(path).address());
+        Found found = byAddress.get(node(path).address());
         if (found == null || found.places.isEmpty()) {
-            throw new IllegalArgumentException(
-                    "module '" + path + "' (" + cpp(path).name().getString()
-                            + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an "
-                            + "adapter: keep it in a field, array, list or map of its parent's Java class and call its forward "
-                            + "from there, instead of inside a SequentialImpl");
+            throw new IllegalArgumentException("module '" + path + "' (" + type(path)
+                    + ") is not held by a Java object of the model, so its forward runs inside C++ and cannot take an "
+                    + "adapter: keep it in a field, array, list or map of its parent's Java class and call its forward "
+                    + "from there, instead of inside a SequentialImpl");
         }
         Found next = new Found(replacement);
         next.places.addAll(found.places);

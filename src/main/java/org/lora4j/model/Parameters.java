@@ -11,9 +11,17 @@ import org.bytedeco.pytorch.Tensor;
 final class Parameters {
     private Parameters() {}
 
+    /** All buffers, likewise. */
+    static Map<String, Tensor> buffers(Module root) {
+        return map(root.named_buffers());
+    }
+
     /** All parameters, in the order of registration; one registered twice appears under both names. */
     static Map<String, Tensor> of(Module root) {
-        StringTensorDict named = root.named_parameters();
+        return map(root.named_parameters());
+    }
+
+    private static Map<String, Tensor> map(StringTensorDict named) {
         Map<String, Tensor> parameters = new LinkedHashMap<>();
         for (long i = 0; i < named.size(); i++) {
             StringTensorDictItem item = named.get(i);

@@ -5,6 +5,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.TreeSet;
+import org.bytedeco.pytorch.Tensor;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraLayer;
@@ -48,7 +49,8 @@ final class Status {
     /** The numbers in an adapter. */
     static long size(Adapter adapter) {
         long factors = adapter.weights().values().stream()
-                .mapToLong(weights -> weights.a().numel() + weights.b().numel())
+                .flatMap(weights -> weights.parts().values().stream())
+                .mapToLong(Tensor::numel)
                 .sum();
         return factors
                 + adapter.saved().values().stream()

@@ -5,6 +5,7 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import org.bytedeco.pytorch.Tensor;
 import org.lora4j.combine.Concatenation;
@@ -43,7 +44,8 @@ final class WeightedSum {
         Map<String, Integer> ranks = new LinkedHashMap<>();
         sums.forEach((path, sum) -> {
             if (sum.a().size(0) != rank) {
-                ranks.put("^" + path.replace(".", "\\."), (int) sum.a().size(0));
+                String module = configPath(path);
+                ranks.put("^" + module.replace(".", "\\."), (int) sum.a().size(0));
             }
         });
         config = LoraConfig.builder()
@@ -53,8 +55,9 @@ final class WeightedSum {
                 .alphaPattern(ranks)
                 .targetModules(names(injector))
                 .taskType(adapters.get(0).config().taskType())
+                .layerReplication(adapters.get(0).config().layerReplication())
                 .build();
-        sums.forEach((path, sum) -> weights.put(path, new LoraWeights(config, path, sum.a(), sum.b())));
+        sums.forEach((path, sum) -> weights.put(path, new LoraWeights(config, configPath(path), sum.a(), sum.b())));
     }
 
     LoraConfig config() {
@@ -72,11 +75,17 @@ final class WeightedSum {
     /** The last parts of the layers' names if they mean exactly these layers, else the whole paths. */
     private Set<String> names(Injector injector) {
         Set<String> last = new LinkedHashSet<>();
-        layers.keySet().forEach(path -> last.add(path.substring(path.lastIndexOf('.') + 1)));
+        Set<String> modules = new LinkedHashSet<>();
+        layers.values().forEach(layer -> modules.add(layer.configPath()));
+        modules.forEach(path -> last.add(path.substring(path.lastIndexOf('.') + 1)));
         boolean exact = injector.paths().stream()
                 .filter(path -> last.contains(path.substring(path.lastIndexOf('.') + 1)))
-                .allMatch(layers::containsKey);
-        return exact ? last : layers.keySet();
+                .allMatch(modules::contains);
+        return exact ? last : modules;
+    }
+
+    private String configPath(String path) {
+        return Objects.requireNonNull(layers.get(path)).configPath();
     }
 
     private static void check(List<Adapter> adapters, List<Double> factors) {
@@ -90,6 +99,12 @@ final class WeightedSum {
             }
         }
         for (Adapter adapter : adapters) {
+            if (!adapter.config().invocationTokens().isEmpty()) {
+                throw new IllegalArgumentException(
+                        "adapter \"" + adapter.name() + "\" applies from its invocation tokens "
+                                + adapter.config().invocationTokens()
+                                + " on, which a sum of adapters cannot express: leave it out");
+            }
             if (!adapter.saved().isEmpty()) {
                 throw new IllegalArgumentException("adapter \"" + adapter.name() + "\" has copies of "
                         + adapter.saved().keySet()

@@ -84,7 +84,7 @@ class LoraConfigTest {
                 .revision("r1")
                 .inferenceMode(true)
                 .peftVersion("0.20.0")
-                .otherField("use_dora", true)
+                .otherField("use_qalora", true)
                 .otherField("future", List.of(1, 2.5f))
                 .keepUnknown(true)
                 .build();
@@ -93,9 +93,9 @@ class LoraConfigTest {
         assertThat(config.toBuilder().targetModules("q_proj", "v_proj").build()).isEqualTo(config);
         assertThat(config.toString())
                 .startsWith("LoraConfig[r=3, loraAlpha=2.5, targetModules=[v_proj, q_proj], ")
-                .contains("bias=all", "use_dora=true", "future=[1, 2.5]")
+                .contains("bias=all", "use_qalora=true", "future=[1, 2.5]")
                 .doesNotContain("kasa");
-        assertThat(config.nonDefaultUnsupported()).containsOnlyKeys("use_dora");
+        assertThat(config.nonDefaultUnsupported()).containsOnlyKeys("use_qalora");
         assertThat(config.unknownFields()).isEqualTo(Map.of("future", List.of(1L, 2.5)));
         assertThat(config.toBuilder().r(4).build()).isNotEqualTo(config);
     }

@@ -9,7 +9,7 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.TreeMap;
+import java.util.Set;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
@@ -20,10 +20,10 @@ import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
 import org.lora4j.ops.Tensors;
-import tools.jackson.databind.json.JsonMapper;
 
 /**
  * Adapters that PEFT wrote, loaded here: outputs, rows and merged weights are PEFT's. See src/test/python/golden.
@@ -33,15 +33,29 @@ import tools.jackson.databind.json.JsonMapper;
  * differ by up to 6 roundings of the largest value, and the adapted models may by twice that.
  */
 class GoldenAdaptersTest {
-    private static final Map<String, Map<String, Double>> REPORT = new TreeMap<>();
+    private static final ParityReport REPORT = new ParityReport(GoldenAdaptersTest.class);
 
+    /** The folders of cases whose adapters load as they are. */
+    private static final List<String> GROUPS =
+            List.of("adapters", "alora", "attention", "combos", "dora", "inits", "lora_bias", "replication", "tokens");
+
+    /** Cases that are in no group of their own. */
+    private static final List<String> OTHERS = List.of("other_methods/alora", "other_methods/layer_replication");
+
+    /** Every case as group/name. */
     static Stream<String> cases() throws IOException {
-        return GoldenCase.names("adapters");
+        List<String> cases = new ArrayList<>(OTHERS);
+        for (String group : GROUPS) {
+            if (Files.isDirectory(GoldenCase.GOLDEN.resolve(group))) {
+                GoldenCase.names(group).forEach(name -> cases.add(group + "/" + name));
+            }
+        }
+        return cases.stream();
     }
 
     @Test
     void theNamedCasesAreThere() throws IOException {
-        assertThat(cases())
+        assertThat(GoldenCase.names("adapters"))
                 .contains(
                         "llama_patterns",
                         "llama_bias_lora_only",
@@ -56,7 +70,7 @@ class GoldenAdaptersTest {
     @ParameterizedTest
     @MethodSource("cases")
     void outputsAreThoseOfPeft(String name) throws IOException {
-        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve("adapters").resolve(name));
+        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve(name));
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard();
                 MappedTensors expected = TensorFiles.open(golden.folder.resolve("expected.safetensors"))) {
@@ -78,20 +92,27 @@ class GoldenAdaptersTest {
                     check(name, "rows", golden.type(), GoldenCase.forward(base, input), adapted);
                 }
             }
-            try (LoraModel.Scope off = model.disabled()) {
-                assertThat(GoldenCase.difference(GoldenCase.forward(base, input), alone))
-                        .isZero();
-            }
+            model.disable();
+            double moved = GoldenCase.difference(GoldenCase.forward(base, input), alone);
+            // LibTorch's own attention differs by a rounding between two calls, as its memory happens to be aligned.
+            boolean same = moved <= (name.startsWith("attention") ? 1e-5 : 0);
+            // Repeated layers stay while the adapter is off, as in PEFT; ReplicationTest holds what they compute.
+            assertThat(same).isEqualTo(!name.contains("replication"));
         }
     }
 
-    /** All but rows, which are never merged, and convolutions with groups, which LoraModelTest holds to be refused. */
+    /**
+     * All but rows, which are never merged, and those whose merging is refused: convolutions with groups, as LoraModelTest
+     * holds, and activated LoRA, as AloraTest does.
+     */
     static Stream<String> mergeable() throws IOException {
         List<String> mergeable = new ArrayList<>();
         for (String name : cases().toList()) {
-            GoldenCase golden =
-                    new GoldenCase(GoldenCase.GOLDEN.resolve("adapters").resolve(name));
-            if (golden.strings("rows") == null && !name.equals("conv2d_groups")) {
+            GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve(name));
+            if (golden.strings("rows") == null
+                    && !name.endsWith("_groups")
+                    && !name.endsWith("llama_bare")
+                    && !name.contains("alora")) {
                 mergeable.add(name);
             }
         }
@@ -101,7 +122,7 @@ class GoldenAdaptersTest {
     @ParameterizedTest
     @MethodSource("mergeable")
     void mergedWeightsAreThoseOfPeftAndUnmergeRestoresEveryBit(String name) throws IOException {
-        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve("adapters").resolve(name));
+        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve(name));
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard();
                 MappedTensors expected = TensorFiles.open(golden.folder.resolve("expected.safetensors"))) {
@@ -129,7 +150,7 @@ class GoldenAdaptersTest {
                     int roundings = golden.json.get("roundings").asInt();
                     double step = (half ? step(golden.type()) : 4e-6) * GoldenCase.largest(theirs) * roundings;
                     double difference = GoldenCase.difference(ours, theirs);
-                    record(name, "merged", difference);
+                    REPORT.record(name, "merged", difference / GoldenCase.largest(theirs));
                     assertThat(difference).as(key).isLessThanOrEqualTo(step);
                 }
             }
@@ -147,7 +168,7 @@ class GoldenAdaptersTest {
     @ParameterizedTest
     @MethodSource("cases")
     void savedAgainTheFilesHoldTheSameTensors(String name) throws IOException {
-        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve("adapters").resolve(name));
+        GoldenCase golden = new GoldenCase(GoldenCase.GOLDEN.resolve(name));
         Path out = Files.createTempDirectory("lora4j");
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard()) {
@@ -182,7 +203,12 @@ class GoldenAdaptersTest {
         LoraModel<Module> model = null;
         for (GoldenCase.Saved adapter : golden.adapters()) {
             if (model == null) {
-                model = Lora.load(base, adapter.folder(), adapter.name());
+                // PEFT takes names in modules_to_save for any end of a path, and counts an attention's output twice.
+                String name = golden.folder.getFileName().toString();
+                Set<PeftCompat> compat = name.equals("llama_modules_to_save_suffix")
+                        ? Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX)
+                        : name.startsWith("twice") ? Set.of(PeftCompat.ATTENTION_OUTPUT_TWICE) : Set.of();
+                model = Lora.load(base, adapter.folder(), adapter.name(), compat);
             } else {
                 model.loadAdapter(adapter.folder(), adapter.name());
             }
@@ -206,20 +232,13 @@ class GoldenAdaptersTest {
 
     private static void check(String name, String what, ScalarType type, Tensor actual, Tensor expected) {
         double difference = GoldenCase.difference(actual, expected);
-        record(name, what, difference);
+        REPORT.record(name, what, difference / GoldenCase.largest(expected));
         double tolerance = type == ScalarType.Float ? 2e-5 : 12 * step(type);
         assertThat(difference).as("%s of %s", what, name).isLessThanOrEqualTo(tolerance * GoldenCase.largest(expected));
     }
 
-    private static void record(String name, String what, double value) {
-        REPORT.computeIfAbsent(name, n -> new LinkedHashMap<>()).merge(what, value, Math::max);
-    }
-
     @AfterAll
-    static void report() throws IOException {
-        Files.createDirectories(Path.of("target"));
-        new JsonMapper()
-                .writerWithDefaultPrettyPrinter()
-                .writeValue(Path.of("target/parity-adapters.json").toFile(), REPORT);
+    static void report() {
+        REPORT.write();
     }
 }

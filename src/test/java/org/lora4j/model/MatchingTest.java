@@ -22,6 +22,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
+import org.lora4j.config.PeftCompat;
 import org.lora4j.config.TaskType;
 import org.lora4j.format.AdapterConfigJson;
 import tools.jackson.databind.JsonNode;
@@ -260,7 +261,8 @@ class MatchingTest {
                         .hasMessageContaining("targetModules is not set");
                 return;
             }
-            LoraModel<Module> model = Lora.wrap(base, config(row.get("config")), "default");
+            LoraModel<Module> model =
+                    Lora.wrap(base, config(row.get("config")), "default", Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX));
             Map<String, String> expected = new TreeMap<>();
             row.get("layers")
                     .propertyStream()

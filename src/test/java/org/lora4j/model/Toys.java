@@ -10,11 +10,14 @@ import org.bytedeco.pytorch.Conv2dImpl;
 import org.bytedeco.pytorch.Conv2dOptions;
 import org.bytedeco.pytorch.Conv3dImpl;
 import org.bytedeco.pytorch.Conv3dOptions;
+import org.bytedeco.pytorch.ConvPaddingMode;
 import org.bytedeco.pytorch.EmbeddingImpl;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.kCircular;
 import org.lora4j.layer.HfConv1D;
 
 /** The modules of src/test/python/golden/toys.py, written as a user writes a LibTorch module in Java. */
@@ -110,9 +113,37 @@ final class Toys {
         }
     }
 
+    static final class Conv2dCircularNet extends Net {
+        Conv2dImpl conv2d;
+
+        Conv2dCircularNet() {
+            Conv2dOptions options = new Conv2dOptions(3, 6, new LongPointer(new long[] {3, 3}));
+            options.padding().put(new LongPointer(new long[] {1, 1}));
+            options.padding_mode().put(new ConvPaddingMode(new kCircular()));
+            conv2d = register_module("conv2d", new Conv2dImpl(options));
+        }
+
+        @Override
+        Tensor forward(Tensor x) {
+            return conv2d.forward(x);
+        }
+    }
+
+    static final class AttentionNet extends Net {
+        MultiheadAttentionImpl mha = register_module("mha", new MultiheadAttentionImpl(12, 3));
+        LinearImpl lin0 = register_module("lin0", new LinearImpl(12, 5));
+
+        @Override
+        Tensor forward(Tensor x) {
+            Tensor first = x.transpose(0, 1);
+            return lin0.forward(mha.forward(first, first, first).get0()).transpose(0, 1);
+        }
+    }
+
     static Net of(String name) {
         long[] one = {1, 1};
         return switch (name) {
+            case "attention" -> new AttentionNet();
             case "mlp" -> new Mlp();
             case "embconv" -> new EmbConv();
             case "hfmlp" -> new HfMlp();
@@ -120,6 +151,7 @@ final class Toys {
             case "conv2d" -> new Conv2dNet(5, new long[] {3, 3}, new long[] {2, 1}, new long[] {1, 0}, 1, 10 * 4 * 7);
             case "conv2d_1x1" -> new Conv2dNet(5, one, one, new long[] {0, 0}, 1, 10 * 3 * 3);
             case "conv2d_groups" -> new Conv2dNet(6, new long[] {3, 3}, one, one, 2, 10 * 5 * 5);
+            case "conv2d_circular" -> new Conv2dCircularNet();
             case "conv3d" -> new Conv3dNet();
             default -> throw new IllegalArgumentException("no toy " + name);
         };

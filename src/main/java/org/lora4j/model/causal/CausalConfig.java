@@ -116,6 +116,34 @@ public record CausalConfig(
         return ConfigReader.parse(json);
     }
 
+    /** The same for a stack of layers that repeats these. */
+    CausalConfig withLayers(List<Integer> sources) {
+        return new CausalConfig(
+                family,
+                vocabSize,
+                hiddenSize,
+                intermediateSize,
+                sources.size(),
+                heads,
+                kvHeads,
+                headDim,
+                activation,
+                rmsNormEps,
+                attentionInputBias,
+                attentionOutputBias,
+                mlpBias,
+                qkNorm,
+                tieWordEmbeddings,
+                maxPositions,
+                rope,
+                slidingWindow,
+                sources.stream().map(slidingLayers::get).toList(),
+                attentionDropout,
+                bosTokenId,
+                eosTokenIds,
+                padTokenId);
+    }
+
     /** Width of all query heads together. */
     int queryWidth() {
         return heads * headDim;

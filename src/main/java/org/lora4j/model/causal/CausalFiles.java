@@ -140,7 +140,7 @@ final class CausalFiles {
                 out -> Channels.newOutputStream(out).write(json));
     }
 
-    /** The source's config.json with what may have changed since: the type and whether the head is tied. */
+    /** The source's config.json with what may have changed since: the type, the layers and whether the head is tied. */
     private static Map<String, @Nullable Object> config(CausalLM model, Path source) throws IOException {
         Map<String, @Nullable Object> config = StrictJson.readObject(source.resolve("config.json"), CONFIG_BYTES);
         String type = TYPES.get(model.dtype());
@@ -149,6 +149,17 @@ final class CausalFiles {
         }
         config.replace("dtype", type);
         config.put("tie_word_embeddings", model.isTied());
+        List<Boolean> layers = model.config().slidingLayers();
+        if (!layers.equals(CausalConfig.read(source).slidingLayers())) {
+            config.put("num_hidden_layers", layers.size());
+            if (config.containsKey("layer_types") || layers.contains(true)) {
+                config.put(
+                        "layer_types",
+                        layers.stream()
+                                .map(slides -> slides ? ConfigReader.SLIDING : ConfigReader.FULL)
+                                .toList());
+            }
+        }
         return config;
     }
 }

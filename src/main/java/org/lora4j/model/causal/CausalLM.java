@@ -4,6 +4,8 @@ import static org.bytedeco.pytorch.global.torch.cross_entropy_loss;
 
 import java.io.IOException;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.LinearImpl;
@@ -12,6 +14,9 @@ import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.model.LoraModel;
+import org.lora4j.model.ReplicableLayers;
+import org.lora4j.model.TokenSource;
 import org.lora4j.ops.Tensors;
 
 /**
@@ -28,7 +33,7 @@ import org.lora4j.ops.Tensors;
  * <p>{@code forward} may be called from several threads. Tensors it returns belong to the caller's {@code PointerScope}. The
  * model itself belongs to no scope: close it to free it.
  */
-public final class CausalLM extends Module {
+public final class CausalLM extends Module implements TokenSource, ReplicableLayers {
     /** The label of a token that does not count in {@link #loss}. */
     public static final long IGNORED = -100;
 
@@ -36,9 +41,13 @@ public final class CausalLM extends Module {
 
     Decoder model;
     LinearImpl lm_head;
-    private final CausalConfig config;
+    private CausalConfig config;
     private final Handles handles;
+    /** Those of layers that repeat others. */
+    private final List<Handles> replicas = new ArrayList<>();
+
     private final Path source;
+    private @Nullable Listener listener;
 
     CausalLM(CausalConfig config, Path source) {
         super("CausalLM");
@@ -92,7 +101,37 @@ public final class CausalLM extends Module {
         CausalFiles.save(this, folder, maxShardBytes);
     }
 
-    /** What config.json says. */
+    @Override
+    public int layerCount() {
+        return config.layers();
+    }
+
+    @Override
+    public LoraModel.Scope replicateLayers(List<Integer> sources) {
+        CausalConfig before = config;
+        List<DecoderLayer> own = List.copyOf(model.layers);
+        CausalConfig next = before.withLayers(sources);
+        Handles added = new Handles();
+        replicas.add(added);
+        try (PointerScope scope = new PointerScope()) {
+            List<DecoderLayer> stack = new ArrayList<>();
+            for (int source : sources) {
+                DecoderLayer copy = new DecoderLayer(next, stack.size(), new Leaves(added));
+                ReplicableLayers.share(own.get(source), copy);
+                stack.add(copy);
+            }
+            model.layers(stack);
+        }
+        config = next;
+        return () -> {
+            model.layers(own);
+            config = before;
+            replicas.remove(added);
+            added.close();
+        };
+    }
+
+    /** What config.json says, but for the layers after {@link #replicateLayers}. */
     public CausalConfig config() {
         return config;
     }
@@ -128,7 +167,10 @@ public final class CausalLM extends Module {
      * @throws IllegalArgumentException naming the argument, if a shape or type does not fit
      */
     public Tensor forward(Tensor inputIds, @Nullable Tensor attentionMask, @Nullable KvCache cache) {
-        return lm_head.forward(hidden(inputIds, attentionMask, cache));
+        Tensor seen = check(inputIds, attentionMask, cache);
+        try (LoraModel.Scope pass = begin(inputIds, seen, cache)) {
+            return lm_head.forward(model.forward(inputIds, seen, cache));
+        }
     }
 
     /**
@@ -138,6 +180,33 @@ public final class CausalLM extends Module {
      * @return (B, T, hiddenSize), in the model's type
      */
     public Tensor hidden(Tensor inputIds, @Nullable Tensor attentionMask, @Nullable KvCache cache) {
+        Tensor seen = check(inputIds, attentionMask, cache);
+        try (LoraModel.Scope pass = begin(inputIds, seen, cache)) {
+            return model.forward(inputIds, seen, cache);
+        }
+    }
+
+    @Override
+    public void listener(@Nullable Listener next) {
+        this.listener = next;
+    }
+
+    /** Tells the listener of a pass. */
+    LoraModel.Scope begin(Tensor inputIds, @Nullable Tensor seen, @Nullable KvCache cache) {
+        if (listener == null) {
+            return () -> {};
+        }
+        Tensor tokens = inputIds;
+        if (seen != null) {
+            long before = seen.size(1) - inputIds.size(1);
+            tokens = inputIds.masked_fill(
+                    seen.narrow(1, before, inputIds.size(1)).logical_not(), new Scalar(-1L));
+        }
+        return listener.begin(tokens, cache, cache == null || cache.length() == 0);
+    }
+
+    /** The mask as bool (B, cached + T), or null if all tokens are seen. */
+    private @Nullable Tensor check(Tensor inputIds, @Nullable Tensor attentionMask, @Nullable KvCache cache) {
         if (inputIds.dim() != 2 || Tensors.type(inputIds) != ScalarType.Long || inputIds.size(1) < 1) {
             throw new IllegalArgumentException("inputIds must be Long[B, T] with T >= 1, but is "
                     + Tensors.describe(inputIds) + ": pass token ids");
@@ -161,7 +230,7 @@ public final class CausalLM extends Module {
                 seen = null;
             }
         }
-        return model.forward(inputIds, seen, cache);
+        return seen;
     }
 
     /** As {@link #hidden} for arguments known to be right; {@code seen} is bool (B, cached + T) or null. */
@@ -225,13 +294,22 @@ public final class CausalLM extends Module {
             throw new IllegalArgumentException(
                     "no label counts: labels has only " + IGNORED + " after the first token of each row");
         }
-        Tensor hidden = hidden(inputIds, null, null).narrow(1, 0, before);
+        check(inputIds, null, null);
         Tensor logits;
-        if (lm_head.getClass() == LinearImpl.class) {
-            logits = lm_head.forward(hidden.reshape(-1, config.hiddenSize()).index_select(0, counted));
-        } else {
-            // A layer put in place of the head may need whole rows, to give each its adapter.
-            logits = lm_head.forward(hidden).reshape(-1, config.vocabSize()).index_select(0, counted);
+        try (LoraModel.Scope pass = begin(inputIds, null, null)) {
+            Tensor hidden = model.forward(inputIds, null, null);
+            if (lm_head.getClass() == LinearImpl.class) {
+                logits = lm_head.forward(hidden.narrow(1, 0, before)
+                        .reshape(-1, config.hiddenSize())
+                        .index_select(0, counted));
+            } else {
+                // A layer put in place of the head may need whole rows, to give each its adapter from the right token
+                // on.
+                logits = lm_head.forward(hidden)
+                        .narrow(1, 0, before)
+                        .reshape(-1, config.vocabSize())
+                        .index_select(0, counted);
+            }
         }
         return cross_entropy_loss(logits.to(ScalarType.Float), next.index_select(0, counted));
     }
@@ -246,6 +324,7 @@ public final class CausalLM extends Module {
     public void close() {
         if (!isNull()) {
             handles.close();
+            replicas.forEach(Handles::close);
             super.close();
         }
     }

@@ -14,8 +14,8 @@ import org.jspecify.annotations.Nullable;
  */
 final class ConfigReader {
     private static final double DEFAULT_THETA = 10_000;
-    private static final String FULL = "full_attention";
-    private static final String SLIDING = "sliding_attention";
+    static final String FULL = "full_attention";
+    static final String SLIDING = "sliding_attention";
 
     private final JsonFields json;
     private final @Nullable JsonFields generation;

@@ -26,16 +26,29 @@ final class Decoder extends Module {
         this.config = config;
         this.rotary = new RotaryTable(config.rope(), config.headDim());
         embed_tokens = register_module("embed_tokens", leaves.embedding(config.vocabSize(), config.hiddenSize()));
+        for (int i = 0; i < config.layers(); i++) {
+            layers.add(new DecoderLayer(config, i, leaves));
+        }
+        registerLayers();
+        norm = register_module("norm", new RmsNorm(config.hiddenSize(), config.rmsNormEps(), leaves.handles()));
+    }
+
+    private void registerLayers() {
         try (PointerScope scope = new PointerScope()) {
             ModuleListImpl list = new ModuleListImpl();
-            for (int i = 0; i < config.layers(); i++) {
-                DecoderLayer layer = new DecoderLayer(config, i, leaves);
-                layers.add(layer);
-                list.push_back(layer);
-            }
+            layers.forEach(list::push_back);
             register_module("layers", list);
         }
-        norm = register_module("norm", new RmsNorm(config.hiddenSize(), config.rmsNormEps(), leaves.handles()));
+    }
+
+    /** Replaces the stack, in LibTorch's tree of modules too, whose order stays. */
+    void layers(List<DecoderLayer> next) {
+        unregister_module("layers");
+        unregister_module("norm");
+        layers.clear();
+        layers.addAll(next);
+        registerLayers();
+        norm = register_module("norm", norm);
     }
 
     /**

@@ -13,6 +13,7 @@ import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.model.LoraModel;
 
 /** Continues a batch of prompts, token by token, with a cache. Prompts are padded on the left. */
 final class Generator {
@@ -45,20 +46,29 @@ final class Generator {
                 KvCache cache = model.newCache(width + options.maxNewTokens())) {
             Tensor seen = padded ? seen(prompts, width) : null;
             long[] ids = leftPadded(prompts, width);
-            int columns = width;
-            for (int step = 0; step < options.maxNewTokens(); step++) {
-                try (PointerScope inner = new PointerScope()) {
-                    ids = step(ids, columns, seen, cache, rows);
-                }
-                columns = 1;
-                if (Arrays.stream(rows).allMatch(row -> row.done)) {
-                    break;
-                }
+            Tensor prompt = Tensor.create(ids, rows.length, width);
+            Tensor visible = seen == null ? null : seen.narrow(1, 0, width).cpu();
+            try (LoraModel.Scope pass = model.begin(prompt, visible, null)) {
+                steps(ids, width, seen, cache, rows);
             }
         }
         return Arrays.stream(rows)
                 .map(row -> Arrays.copyOf(row.tokens, row.count))
                 .toArray(long[][]::new);
+    }
+
+    private void steps(long[] prompts, int width, @Nullable Tensor seen, KvCache cache, Row[] rows) {
+        long[] ids = prompts;
+        int columns = width;
+        for (int step = 0; step < options.maxNewTokens(); step++) {
+            try (PointerScope inner = new PointerScope()) {
+                ids = step(ids, columns, seen, cache, rows);
+            }
+            columns = 1;
+            if (Arrays.stream(rows).allMatch(row -> row.done)) {
+                break;
+            }
+        }
     }
 
     /** One pass over {@code columns} tokens of each row; gives the next token of each. */

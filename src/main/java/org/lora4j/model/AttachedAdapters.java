@@ -1,0 +1,157 @@
+package org.lora4j.model;
+
+import java.util.Collection;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import org.lora4j.config.BiasMode;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.config.PeftCompat;
+import org.lora4j.layer.ActiveAdapters;
+import org.lora4j.layer.Adapter;
+import org.lora4j.layer.RowAdapters;
+import org.lora4j.layer.SavedParameter;
+
+/** The adapters of one model by name, in the order they were added, and what their presence does to its parameters. */
+final class AttachedAdapters implements AutoCloseable {
+    private final Map<String, Adapter> byName = new LinkedHashMap<>();
+    private final ActiveAdapters active;
+    private final Injector injector;
+
+    AttachedAdapters(ActiveAdapters active, Injector injector) {
+        this.active = active;
+        this.injector = injector;
+    }
+
+    List<String> names() {
+        return List.copyOf(byName.keySet());
+    }
+
+    Collection<Adapter> values() {
+        return byName.values();
+    }
+
+    Adapter get(String name) {
+        Adapter found = byName.get(name);
+        if (found == null) {
+            throw new IllegalArgumentException(
+                    "no adapter \"" + name + "\", only " + byName.keySet() + ": add or load it first");
+        }
+        return found;
+    }
+
+    void checkNew(String name, LoraConfig config) {
+        if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(RowAdapters.BASE)) {
+            throw new IllegalArgumentException("an adapter cannot be called \"" + name
+                    + "\": use a name that is not empty, not \"" + RowAdapters.BASE + "\" and has no dot");
+        }
+        if (byName.containsKey(name)) {
+            throw new IllegalArgumentException(
+                    "there is an adapter \"" + name + "\" already: delete it first or use another name");
+        }
+        checkBiases(name, config);
+    }
+
+    void checkBiases(String name, LoraConfig config) {
+        List<String> others =
+                byName.keySet().stream().filter(other -> !other.equals(name)).toList();
+        boolean biases = config.bias() != BiasMode.NONE
+                || others.stream().anyMatch(other -> get(other).config().bias() != BiasMode.NONE);
+        if (biases && !others.isEmpty()) {
+            throw new IllegalArgumentException("adapter \"" + name + "\" beside " + others
+                    + ": adapters that train biases must be alone on a model; set bias to none");
+        }
+    }
+
+    /** Adapters that copy one parameter, or replace the same rows of a weight, cannot be active at once. */
+    void checkTogether(Set<String> wanted) {
+        injector.injected().values().forEach(layer -> layer.adapters().checkRows(List.copyOf(wanted)));
+        Set<String> parameters = new TreeSet<>();
+        for (String name : wanted) {
+            for (String path : get(name).saved().keySet()) {
+                if (!parameters.add(path)) {
+                    throw new IllegalArgumentException("several of the adapters " + wanted + " have a copy of '" + path
+                            + "': activate one of them at a time");
+                }
+            }
+        }
+    }
+
+    /** Takes an adapter out of the layers; it keeps its place among the names for one that replaces it. */
+    void detach(String name) {
+        injector.injected().values().forEach(layer -> layer.adapters().remove(name));
+    }
+
+    void delete(String name) {
+        byName.remove(name);
+        detach(name);
+    }
+
+    /** Puts the base model's own parameters back, for good. */
+    void deactivateSaved() {
+        byName.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
+    }
+
+    private void deactivate(SavedParameter saved) {
+        if (saved.trains() || !active.has(PeftCompat.RESIDUAL_STAYS)) {
+            saved.deactivate();
+        } else {
+            saved.activate();
+        }
+    }
+
+    @Override
+    public void close() {
+        byName.values().forEach(Adapter::close);
+        byName.clear();
+    }
+
+    void attach(AdapterFactory.Made made, boolean trainable) {
+        Adapter adapter = made.adapter();
+        injector.inject(made.layers());
+        byName.put(adapter.name(), adapter);
+        adapter.weights()
+                .forEach((path, weights) -> injector.layer(path).adapters().add(adapter.name(), weights));
+        adapter.tokens()
+                .forEach((path, rows) -> made.tokens()
+                        .getOrDefault(path, List.of())
+                        .forEach(layer -> layer.adapters().add(adapter.name(), rows)));
+        adapter.trainable(trainable);
+        apply();
+    }
+
+    /** Brings parameters and gradients in line with what is active. */
+    void apply() {
+        byName.values().forEach(adapter -> {
+            if (!isOn(adapter)) {
+                adapter.requiresGrad(false);
+                adapter.saved().values().forEach(this::deactivate);
+            }
+        });
+        byName.values().stream().filter(this::isOn).forEach(adapter -> {
+            adapter.saved().values().forEach(SavedParameter::activate);
+            adapter.requiresGrad(adapter.trainable());
+        });
+    }
+
+    private boolean isOn(Adapter adapter) {
+        return active.enabled() && active.names().contains(adapter.name());
+    }
+
+    /** Work that may fail to read a file. */
+    interface Work<E extends Exception> {
+        void run() throws E;
+    }
+
+    /** Runs something while the base model's own parameters are in place. */
+    <E extends Exception> void withoutSaved(Work<E> work) throws E {
+        deactivateSaved();
+        try {
+            work.run();
+        } finally {
+            apply();
+        }
+    }
+}
