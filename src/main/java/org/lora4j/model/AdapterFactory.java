@@ -6,6 +6,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Set;
 import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
@@ -62,7 +63,7 @@ final class AdapterFactory {
             weights.put(path, fresh.weights());
             residual(saved, layer, fresh);
         });
-        injector.saved(resolved, targets.keySet())
+        injector.saved(resolved, targets.keySet(), path -> false)
                 .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter)));
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
         Map<String, TokenRows> tokens = new LinkedHashMap<>();
@@ -122,7 +123,9 @@ final class AdapterFactory {
     private Made loadedHere(String name, LoraConfig config, Path folder) throws IOException {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
-        Map<String, Tensor> parameters = injector.saved(resolved, targets.keySet());
+        Set<String> keys = AdapterFiles.keys(folder);
+        Map<String, Tensor> parameters = injector.saved(
+                resolved, targets.keySet(), path -> keys.contains(AdapterFiles.savedKey(path, targets.keySet())));
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
         Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
         Map<String, long[]> ids = new LinkedHashMap<>();

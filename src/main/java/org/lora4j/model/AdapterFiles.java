@@ -8,6 +8,7 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -101,6 +102,13 @@ final class AdapterFiles {
                 .peftVersion(LoraConfig.PEFT_VERSION)
                 .build();
         AdapterConfigJson.write(folder.resolve(AdapterConfigJson.FILE_NAME), saved);
+    }
+
+    /** The keys of an adapter's tensors. */
+    static Set<String> keys(Path folder) throws IOException {
+        try (MappedTensors tensors = TensorFiles.open(folder.resolve(TENSORS))) {
+            return Set.copyOf(tensors.names());
+        }
     }
 
     /**

@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
+import java.util.function.Predicate;
 import java.util.function.Supplier;
 import org.bytedeco.pytorch.Conv1dImpl;
 import org.bytedeco.pytorch.Conv2dImpl;
@@ -238,14 +239,23 @@ final class Injector {
         }
     }
 
-    /** The base parameters an adapter keeps copies of: those of modulesToSave, and biases; by path. */
-    Map<String, Tensor> saved(LoraConfig config, Set<String> targets) {
+    /**
+     * The base parameters an adapter keeps copies of: those of modulesToSave, and biases; by path.
+     *
+     * @param inFile says for a parameter whether the adapter's file has it. PEFT takes a name for any end of a path, within a
+     *     name too, so its files may have modules that the names do not mean here
+     */
+    Map<String, Tensor> saved(LoraConfig config, Set<String> targets, Predicate<String> inFile) {
+        boolean bySuffix = active.has(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX);
         Set<String> modules = new LinkedHashSet<>();
+        Set<String> perhaps = new LinkedHashSet<>();
         for (String path : tree.paths()) {
-            boolean bySuffix = active.has(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX);
-            if (config.modulesToSave().stream()
-                    .anyMatch(name -> path.equals(name) || path.endsWith(bySuffix ? name : "." + name))) {
-                modules.add(path);
+            for (String name : config.modulesToSave()) {
+                if (path.equals(name) || path.endsWith(bySuffix ? name : "." + name)) {
+                    modules.add(path);
+                } else if (path.endsWith(name)) {
+                    perhaps.add(path);
+                }
             }
         }
         Map<String, Tensor> saved = new LinkedHashMap<>();
@@ -254,6 +264,7 @@ final class Injector {
             String module = path.substring(0, Math.max(0, dot));
             boolean isBias = path.substring(dot + 1).equals("bias");
             if (within(module, modules)
+                    || within(module, perhaps) && inFile.test(path)
                     || isBias && config.bias() == BiasMode.ALL
                     || isBias && config.bias() == BiasMode.LORA_ONLY && targets.contains(module)) {
                 saved.put(path, parameter);

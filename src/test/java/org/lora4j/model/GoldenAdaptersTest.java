@@ -203,11 +203,10 @@ class GoldenAdaptersTest {
         LoraModel<Module> model = null;
         for (GoldenCase.Saved adapter : golden.adapters()) {
             if (model == null) {
-                // PEFT takes names in modules_to_save for any end of a path, and counts an attention's output twice.
+                // PEFT counts the output projection of an attention twice.
                 String name = golden.folder.getFileName().toString();
-                Set<PeftCompat> compat = name.equals("llama_modules_to_save_suffix")
-                        ? Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX)
-                        : name.startsWith("twice") ? Set.of(PeftCompat.ATTENTION_OUTPUT_TWICE) : Set.of();
+                Set<PeftCompat> compat =
+                        name.startsWith("twice") ? Set.of(PeftCompat.ATTENTION_OUTPUT_TWICE) : Set.of();
                 model = Lora.load(base, adapter.folder(), adapter.name(), compat);
             } else {
                 model.loadAdapter(adapter.folder(), adapter.name());
