@@ -48,7 +48,7 @@ final class NestedConfigs {
                 "corda_config",
                 Map.of(
                         "cache_file", text(),
-                        "corda_method", oneOf(true, "ipm", "kpm"),
+                        "corda_method", oneOf(true, "ipm", "ipm", "kpm"),
                         "covariance_file", text(),
                         "prune_temporary_fields", flag(true),
                         "use_float16_for_covariance", flag(false),
@@ -72,8 +72,8 @@ final class NestedConfigs {
         all.put(
                 "lora_ga_config",
                 Map.of(
-                        "direction", oneOf(true, "ArB2r", "ArBr", "A2rBr", "random"),
-                        "scale", oneOf(true, "stable", "weight_svd", "gd_scale", "unit"),
+                        "direction", oneOf(true, "ArB2r", "ArBr", "A2rBr", "ArB2r", "random"),
+                        "scale", oneOf(true, "stable", "stable", "weight_svd", "gd_scale", "unit"),
                         "stable_gamma", above0(16L)));
         all.put(
                 "monteclora_config",
@@ -94,7 +94,7 @@ final class NestedConfigs {
         all.put(
                 "velora_config",
                 Map.of(
-                        "init_type", oneOf(false, "batch_average", "batch_average_once", "random"),
+                        "init_type", oneOf(false, "batch_average", "batch_average", "batch_average_once", "random"),
                         "num_groups", count(64),
                         "scale", above0(1.0)));
         return all;
@@ -131,11 +131,10 @@ final class NestedConfigs {
                 "must be a list of names or null");
     }
 
-    /** The first value is the default. */
-    private static Key oneOf(boolean later, String... values) {
+    private static Key oneOf(boolean later, String otherwise, String... values) {
         List<String> allowed = List.of(values);
         return new Key(
-                values[0], v -> v instanceof String s && allowed.contains(s), "must be one of " + allowed, later);
+                otherwise, v -> v instanceof String s && allowed.contains(s), "must be one of " + allowed, later);
     }
 
     /** NaN, which no comparison holds for, if it is not a number. */
