@@ -8,6 +8,46 @@ def layers(indexes, pattern=None, **more) -> dict:
     return {"layers_to_transform": indexes, "layers_pattern": pattern} | more
 
 
+NAMES = ("weight", "bias")
+H1 = "transformer.h.1.attn.attention"
+
+# (module name, target_modules, layers_to_transform, layers_pattern)
+PEFTS = [
+    ("", [], None, None),
+    ("", ["foo"], None, None),
+    ("foo", [], None, None),
+    ("foo", ["foo"], None, None),
+    ("foo", ["bar"], None, None),
+    ("foo", ["foo", "bar"], None, None),
+    ("foo", "foo", None, None),
+    ("foo", ".*oo", None, None),
+    ("foo", "fo.*", None, None),
+    ("foo", ".*bar.*", None, None),
+    ("foobar", ".*oba.*", None, None),
+    *(("foo.bar.1.baz", ["baz"], [index], ["bar"]) for index in (1, 0, 2)),
+    *(("foo.bar.10.baz", ["baz"], [index], ["bar"]) for index in (0, 1)),
+    ("foo.bar.1.baz", ["baz"], [0, 1, 2], ["bar"]),
+    ("foo.bar.1.baz", ["baz", "spam"], [1], ["bar"]),
+    ("foo.bar.1.baz", ["baz", "spam"], [0, 1, 2], ["bar"]),
+    *(("foo.whatever.1.baz", ["baz"], [index], pattern) for pattern in ([], "", None) for index in (1, 0)),
+    (H1 + ".q_proj.foo", ["q_proj"], None, []),
+    (H1 + ".q_proj", [], None, []),
+    (H1 + ".q_proj", ["q_proj"], None, []),
+    (H1 + ".q_proj", ["q_proj", "v_proj"], None, []),
+    (H1 + ".resid_dropout", ["q_proj", "v_proj"], None, []),
+    *((H1 + ".q_proj", ["q_proj"], [index], ["h"]) for index in (1, 0, 2)),
+    (H1 + ".q_proj", ["q_proj"], [0, 1, 2], ["h"]),
+    (H1 + ".q_proj", ["q_proj", "v_proj"], [0, 1, 2], ["h"]),
+    ("foo.bar.q_proj", ["q_proj"], None, []),
+    ("foo.bar.1.baz", ["baz"], [1], ["foo"]),
+    ("foo.bar.1.baz", ["baz"], [1], ["baz"]),
+    ("bar.1.baz", ["baz"], [1], ["bar"]),
+    ("foo.bar.001.baz", ["baz"], [1], ["bar"]),
+    ("foo.bar.1.spam.2.baz", ["baz"], [1], ["bar"]),
+    ("foo.bar.2.spam.1.baz", ["baz"], [1], ["bar"]),
+    *((prefix + "blocks.1." + name, ["weight"], [1], ["blocks"]) for prefix in ("", "mlp.") for name in NAMES),
+]
+
 # (module name, target_modules, other fields)
 TARGETS = [
     # Names: exact, or a suffix that begins at a dot.
@@ -126,6 +166,8 @@ TARGETS = [
     (EXPERT, ["up_proj"], layers([7], "layers")),
     ("layers.3.x.layers.1.q_proj", ["q_proj"], layers([3], "layers")),
     ("layers.3.x.layers.1.q_proj", ["q_proj"], layers([1], "layers")),
+    # The rows of PEFT's own test of its rule.
+    *((key, targets, layers(indexes, pattern)) for key, targets, indexes, pattern in PEFTS),
     # Together.
     (LAYER, ["q_proj"], layers([1], "layers", exclude_modules=["layers.1.self_attn.q_proj"])),
     (LAYER, ["q_proj"], layers([0], "layers", exclude_modules=["q_proj"])),
@@ -174,6 +216,119 @@ PATTERNS = [
     (EXPERT, {"experts.\\d.up_proj": 4}),
     (EXPERT, {"layers.7.*": 4}),
 ]
+
+# rank_pattern and alpha_pattern of PEFT's own test, by the levels of its nested model they mean.
+NESTED_PATTERNS = [
+    {},
+    {"bla": 4, "oof": 6},
+    {"foo": 16},
+    {"^foo": 16},
+    {"^module.foo": 16},
+    {"module.module.foo": 16},
+    {"^module.module.foo": 16},
+    {"module.foo": 16},
+    {"^module.foo": 16, "^module.module.foo": 24},
+    {"^foo": 16, "^module.foo": 24},
+    {"^foo": 16, "module.module.foo": 24},
+    {"^foo": 16, "^module.module.foo": 24},
+    {"^foo": 16, "^module.foo": 24, "^module.module.foo": 32},
+    {"^module.module.foo": 32, "^module.foo": 24, "^foo": 16},
+]
+
+# (model of small_models, arguments of LoraConfig): the modules that are targeted
+TARGETED = [
+    ("mlp", {"target_modules": "lin0"}),
+    ("mlp", {"target_modules": "lin.*"}),
+    ("mlp", {"target_modules": ["lin0"]}),
+    ("mlp", {"target_modules": ["lin1", "lin0"]}),
+    ("mlp", {"target_modules": "lin.*", "exclude_modules": "lin0"}),
+    ("mlp", {"target_modules": ["lin0", "lin1"], "exclude_modules": "lin0"}),
+    ("mlp", {"target_modules": ["lin0", "lin1"], "exclude_modules": ["lin0"]}),
+    ("mlp", {"target_modules": ["lin0", "lin1"], "exclude_modules": ["absent"]}),
+    ("mlp", {"target_modules": ["lin0", "lin1"], "modules_to_save": ["lin1"]}),
+    *(
+        ("moe", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": pattern})
+        for pattern in (None, "layers", ["h", "layers"])
+    ),
+    ("moe", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 3], "exclude_modules": ["1.up_proj"]}),
+    ("moe", {"target_modules": ".*experts.*_proj"}),
+    ("nested", {"target_modules": ["module.foo"]}),
+    ("blocks", {"target_modules": ["blocks.1.query", "single_blocks.2.query"]}),
+    # Long lists are shortened first.
+    ("blocks", {"target_modules": [f"blocks.{i}.query" for i in range(19)]}),
+    ("blocks", {"target_modules": [f"blocks.{i}.query" for i in range(20)]}),
+    ("blocks", {"target_modules": [f"blocks.{i}.query" for i in range(21)]}),
+    ("blocks", {"target_modules": [f"{p}blocks.{i}.query" for p in ("", "single_") for i in range(21)]}),
+    ("blocks", {"target_modules": [f"{p}blocks.{i}.query" for p in ("", "single_") for i in range(21) if i != 5]}),
+    ("blocks", {"target_modules": "all-linear"}),
+    ("moe", {"target_modules": "all-linear"}),
+]
+
+ENDINGS = [f"layers.{i}.attn.{name}" for i in range(4) for name in ("k", "q", "v")]
+
+# (targets, other modules): the shortest list of targets
+MINIMAL = [
+    (["bar"], []),
+    (["foo"], ["bar"]),
+    (["1.foo", "2.foo"], ["3.foo", "4.foo"]),
+    (["bar.baz"], ["foo.bar"]),
+    (["1.foo", "2.foo", "bar.baz"], ["3.foo", "bar.bla"]),
+    (["a.b.c", "d.e.f", "g.h.i"], ["j.k.l", "m.n.o"]),
+    (["a.b.c", "d.e.f", "g.h.i"], ["a.b.x", "d.x.f", "x.h.i"]),
+    (["foo.bar.baz", "qux.bar.baz"], ["baz.bar.foo"]),
+    ([name for name in ENDINGS if name.endswith("k")], [name for name in ENDINGS if not name.endswith("k")]),
+    ([n for n in ENDINGS if n[-1] == "k" and "2" not in n], [n for n in ENDINGS if n[-1] != "k" or "2" in n]),
+    (["a.net.0.proj", "b.net.0.proj", "c.proj_out", "d.time_emb_proj"], ["time_proj", "net.0", "emb_proj"]),
+    (["proj", "a.proj", "b.c.proj"], ["a.b"]),
+    (["a.proj", "b.a.proj"], ["c.proj"]),
+    (["b.a.proj", "a.proj", "proj"], ["c.a.proj"]),
+    (["q", "a.q", "b"], ["a.b", "c.q"]),
+    (["x.y", "z"], ["y", "w.x.y"]),
+    ([], ["foo"]),
+    (["", "foo", "bar.baz"], ["bar"]),
+    (["foo.bar", "spam"], ["foo.bar", "eggs"]),
+]
+
+# (model of small_models, arguments of LoraConfig): the parameters that are targeted, and how their wrappers nest
+PARAMETERS = [
+    ("experts", {"target_modules": [], "target_parameters": targets} | more)
+    for targets, more in [
+        (["experts.down"], {}),
+        (["experts.down", "experts.gate_up"], {}),
+        (["experts.gate_up", "experts.down"], {"r": 3, "lora_alpha": 4}),
+        (["experts.gate_up", "experts.down", "experts.router"], {"rank_pattern": {"experts.down": 5}}),
+        (["down"], {"rank_pattern": {"0.experts.down": 5}, "alpha_pattern": {"gate_up": 3, "down": 2}}),
+        (["layers.0.experts.gate_up", "layers.1.experts.down"], {}),
+        (["0.experts.gate_up", "router"], {"use_rslora": True}),
+        (["up"], {}),
+        (["layers.0.experts"], {}),
+        ([".*gate_up"], {}),
+        (["experts.gate_up"], {"exclude_modules": ["experts", "gate_up"]}),
+        (["experts.gate_up"], {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+        (["q_proj.weight", "experts.down"], {}),
+        (["q_proj.weight"], {"target_modules": ["q_proj"]}),
+        (["scale"], {}),
+    ]
+]
+
+# (model of small_models or type of transformers, arguments of LoraConfig): what "all-linear" means there
+ALL_LINEAR = [
+    ("mlp", {}),
+    ("headed", {}),
+    ("headed", {"task_type": "CAUSAL_LM"}),
+    ("LlamaForCausalLM", {}),
+    ("LlamaForCausalLM", {"task_type": "SEQ_CLS"}),
+    ("LlamaModel", {}),
+    ("LlamaForSequenceClassification", {}),
+    ("LlamaForSequenceClassification", {"task_type": "SEQ_CLS"}),
+    ("BertForSequenceClassification", {"task_type": "SEQ_CLS"}),
+    ("BertForMaskedLM", {}),
+    ("GPT2LMHeadModel", {}),
+    ("GPTNeoXForCausalLM", {}),
+    ("T5ForConditionalGeneration", {}),
+]
+
+MODELS = sorted({name for name, _ in TARGETED + PARAMETERS + ALL_LINEAR})
 
 MLP, EMBCONV, LLAMA = "toys/mlp.safetensors", "toys/embconv.safetensors", "models/llama"
 
@@ -230,6 +385,9 @@ REFUSED = [
     (MLP, {"target_modules": "absent.*"}),
     (MLP, {"target_modules": ["lin0"], "exclude_modules": ["lin0"]}),
     (MLP, {"target_modules": ["lin0"], "modules_to_save": ["lin0"]}),
+    (MLP, {"target_modules": ["lin0", "lin1"], "exclude_modules": ["lin0", "lin1"]}),
+    (MLP, {"target_modules": ["lin0", "absent"], "exclude_modules": ["lin0"]}),
+    (MLP, {"target_modules": ["absent"], "modules_to_save": ["lin1"]}),
     (LLAMA, {"target_modules": ["q_proj"], "layers_to_transform": [9]}),
     (LLAMA, {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "h"}),
     (LLAMA, {"target_modules": "all-linear", "layers_to_transform": [0, 2]}),

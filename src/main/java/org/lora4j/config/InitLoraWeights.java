@@ -6,8 +6,8 @@ import org.jspecify.annotations.Nullable;
 /**
  * How the factors of a new adapter get their first values: PEFT's {@code init_lora_weights}, kept as it was given.
  *
- * <p>Every string can be represented, so that an adapter made by another version survives reading and writing. A layer
- * refuses the kinds it cannot initialise when it creates an adapter; it needs no initialisation to load one.
+ * <p>Every string can be represented, so that an adapter made by another version survives reading and writing: loading
+ * one needs no initialisation. {@link LoraConfigBuilder#keepUnknown} says which configurations may hold such a string.
  */
 public final class InitLoraWeights {
     /** What the value asks for. */
@@ -38,6 +38,11 @@ public final class InitLoraWeights {
 
     /** PEFT's {@code "gaussian"}. */
     public static final InitLoraWeights GAUSSIAN = new InitLoraWeights("gaussian", Kind.GAUSSIAN);
+
+    /** What can be set, for messages. */
+    static final String NAMES =
+            "true, false, gaussian, orthogonal, olora, pissa, pissa_niter_<number>, eva, corda, loftq,"
+                    + " lora_ga or mica";
 
     private final @Nullable String name;
     private final Kind kind;

@@ -54,6 +54,8 @@ public final class LoraConfig {
     private final boolean inferenceMode;
     private final String peftVersion;
     private final Map<String, @Nullable Object> otherFields;
+    private final boolean keepUnknown;
+    private final List<String> warnings;
 
     private final List<PathPattern<Integer>> ranks;
     private final List<PathPattern<Double>> alphas;
@@ -79,8 +81,9 @@ public final class LoraConfig {
         revision = b.revision;
         inferenceMode = b.inferenceMode;
         peftVersion = b.peftVersion;
-        otherFields = OtherFields.complete(b.otherFields);
-        OtherFields.check(this);
+        otherFields = OtherFields.complete(b.otherFields, b.initLoraWeights);
+        keepUnknown = b.keepUnknown;
+        warnings = LoraConfigWarnings.of(this, b, OtherFields.check(this));
         ranks = compile("rankPattern", rankPattern);
         alphas = compile("alphaPattern", alphaPattern);
     }
@@ -113,6 +116,7 @@ public final class LoraConfig {
         b.inferenceMode = inferenceMode;
         b.peftVersion = peftVersion;
         b.otherFields.putAll(otherFields);
+        b.keepUnknown = keepUnknown;
         return b;
     }
 
@@ -190,7 +194,7 @@ public final class LoraConfig {
         return excludeModules;
     }
 
-    /** The probability that an element of the adapter's input is dropped in training, in [0, 1). */
+    /** The probability that an element of the adapter's input is dropped in training, in [0, 1]. */
     public double loraDropout() {
         return loraDropout;
     }
@@ -311,7 +315,10 @@ public final class LoraConfig {
                 : List.of();
     }
 
-    /** The settings of an initialisation or variant, such as {@code eva_config}; empty if there are none. */
+    /**
+     * The settings of an initialisation or variant, such as {@code eva_config}, with PEFT's default for each that was left
+     * out; empty if there are none.
+     */
     public Map<String, @Nullable Object> settings(String key) {
         if (!(otherFields.get(key) instanceof Map<?, ?> map)) {
             return Map.of();
@@ -353,6 +360,14 @@ public final class LoraConfig {
     /** Those of {@link #otherFields()} that PEFT 0.21 does not know. They are kept, and mean nothing here. */
     public Map<String, @Nullable Object> unknownFields() {
         return OtherFields.unknown(otherFields);
+    }
+
+    /**
+     * What is legal and perhaps not meant, in one sentence each: what PEFT warns of when it makes a {@code LoraConfig}, and
+     * what PEFT 0.21 does not know, which is kept and has no effect.
+     */
+    public List<String> warnings() {
+        return warnings;
     }
 
     private List<@Nullable Object> values() {

@@ -42,6 +42,7 @@ public final class LoraConfigBuilder {
     boolean inferenceMode;
     String peftVersion = LoraConfig.PEFT_VERSION;
     final Map<String, @Nullable Object> otherFields = new LinkedHashMap<>();
+    boolean keepUnknown;
 
     LoraConfigBuilder() {}
 
@@ -227,6 +228,16 @@ public final class LoraConfigBuilder {
      */
     public LoraConfigBuilder otherField(String key, @Nullable Object value) {
         otherFields.put(key, value);
+        return this;
+    }
+
+    /**
+     * Whether to keep what PEFT 0.21 does not know and a later version may: fields, keys of nested objects,
+     * initialisations. {@link LoraConfig#warnings()} names it then. Otherwise, as by default, it is an error. Set for
+     * configurations that are read from files.
+     */
+    public LoraConfigBuilder keepUnknown(boolean keepUnknown) {
+        this.keepUnknown = keepUnknown;
         return this;
     }
 

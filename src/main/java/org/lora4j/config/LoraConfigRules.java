@@ -18,8 +18,8 @@ final class LoraConfigRules {
         if (!Double.isFinite(b.loraAlpha)) {
             throw Invalid.field("loraAlpha", b.loraAlpha, "must be a finite number, such as twice r");
         }
-        if (!(b.loraDropout >= 0 && b.loraDropout < 1)) {
-            throw Invalid.field("loraDropout", b.loraDropout, "must be at least 0 and below 1");
+        if (!(b.loraDropout >= 0 && b.loraDropout <= 1)) {
+            throw Invalid.field("loraDropout", b.loraDropout, "must be between 0 and 1");
         }
         present("bias", b.bias);
         present("initLoraWeights", b.initLoraWeights);

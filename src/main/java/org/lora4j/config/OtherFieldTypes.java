@@ -1,10 +1,9 @@
 package org.lora4j.config;
 
 import java.math.BigInteger;
-import java.util.Collections;
 import java.util.List;
 import java.util.Map;
-import java.util.function.DoublePredicate;
+import java.util.function.Predicate;
 import org.jspecify.annotations.Nullable;
 
 /** The form each plain field of {@link OtherFields} must have. */
@@ -16,26 +15,17 @@ final class OtherFieldTypes {
             Object flag = fields.get(key);
             require(fields, key, flag == null || flag instanceof Boolean, "must be true or false");
         }
-        for (String key : List.of(
-                "arrow_config",
-                "auto_mapping",
-                "corda_config",
-                "eva_config",
-                "kasa_config",
-                "loftq_config",
-                "lora_ga_config",
-                "megatron_config",
-                "monteclora_config",
-                "velora_config")) {
+        for (String key : List.of("auto_mapping", "loftq_config", "megatron_config")) {
             Object value = fields.get(key);
             require(fields, key, value == null || value instanceof Map, "must be an object or null");
         }
         Object megatron = fields.get("megatron_core");
+        boolean used = OtherFields.truthy(fields.get("megatron_config"));
         require(
                 fields,
                 "megatron_core",
-                megatron == null || (megatron instanceof String s && s.startsWith("megatron.")),
-                "must start with \"megatron.\"");
+                megatron instanceof String s ? !used || s.startsWith("megatron.") : megatron == null && !used,
+                "must be a string, and with megatron_config start with \"megatron.\"");
         require(
                 fields,
                 "qalora_group_size",
@@ -48,7 +38,6 @@ final class OtherFieldTypes {
                 parameters == null || isListOf(parameters, v -> v instanceof String s && !s.isBlank()),
                 "must be a list of names or null");
         tokens(fields);
-        settings(fields);
     }
 
     private static void tokens(Map<String, @Nullable Object> fields) {
@@ -81,54 +70,11 @@ final class OtherFieldTypes {
                 "must be a list of [first, end) pairs of layer indices, or null");
     }
 
-    private static void settings(Map<String, @Nullable Object> fields) {
-        number(fields, "eva_config", "rho", v -> v >= 1, "at least 1");
-        number(fields, "eva_config", "tau", v -> v >= 0 && v <= 1, "between 0 and 1");
-        for (String name : List.of("num_groups", "scale")) {
-            number(fields, "velora_config", name, v -> v > 0, "above 0");
-        }
-        for (String name : List.of("num_samples", "dirichlet_prior", "buffer_size")) {
-            number(fields, "monteclora_config", name, v -> v > 0, "above 0");
-        }
-        for (String name : List.of("top_k", "router_temperature")) {
-            number(fields, "arrow_config", name, v -> v > 0, "above 0");
-        }
-        for (String name : List.of("beta", "gamma")) {
-            number(fields, "kasa_config", name, v -> v >= 0, "at least 0");
-        }
-        Object blocks = fields.get("use_bdlora");
-        require(
-                fields,
-                "use_bdlora",
-                blocks == null || blocks instanceof Boolean || blocks instanceof Map,
-                "must be an object or null");
-        if (blocks instanceof Map<?, ?> settings
-                && settings.get("target_modules_bd_a") instanceof List<?> a
-                && settings.get("target_modules_bd_b") instanceof List<?> b) {
-            require(
-                    fields,
-                    "use_bdlora",
-                    Collections.disjoint(a, b),
-                    "names a module in both target_modules_bd_a and target_modules_bd_b; keep it in one");
-        }
-    }
-
-    /** Checks {@code key.name} if it is given. */
-    private static void number(
-            Map<String, @Nullable Object> fields, String key, String name, DoublePredicate rule, String text) {
-        if (fields.get(key) instanceof Map<?, ?> settings && settings.containsKey(name)) {
-            Object value = settings.get(name);
-            if (!(value instanceof Number n && rule.test(n.doubleValue()))) {
-                throw Invalid.field(key + "." + name, value, "must be " + text);
-            }
-        }
-    }
-
     private static boolean isIndex(@Nullable Object value) {
         return value instanceof Long n ? n >= 0 : value instanceof BigInteger big && big.signum() >= 0;
     }
 
-    private static boolean isListOf(@Nullable Object value, java.util.function.Predicate<@Nullable Object> rule) {
+    private static boolean isListOf(@Nullable Object value, Predicate<@Nullable Object> rule) {
         return value instanceof List<?> list && list.stream().allMatch(rule);
     }
 

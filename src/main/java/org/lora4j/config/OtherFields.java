@@ -97,8 +97,11 @@ final class OtherFields {
         return d;
     }
 
-    /** The known keys with their defaults, replaced and followed by what was given, deeply immutable. */
-    static Map<String, @Nullable Object> complete(Map<String, @Nullable Object> given) {
+    /**
+     * The known keys with their defaults, replaced and followed by what was given, deeply immutable. The settings of two
+     * initialisations are filled in by PEFT where they are missing, and so here.
+     */
+    static Map<String, @Nullable Object> complete(Map<String, @Nullable Object> given, InitLoraWeights init) {
         Map<String, @Nullable Object> all = new LinkedHashMap<>(DEFAULTS);
         given.forEach((key, value) -> {
             if (key == null || key.isBlank()) {
@@ -107,9 +110,25 @@ final class OtherFields {
             if (TYPED.contains(key)) {
                 throw Invalid.field(key, value, "has a setter of its own; use it instead of otherField");
             }
-            all.put(key, freeze(key, value, 0));
+            Object frozen = freeze(key, value, 0);
+            boolean nested = frozen instanceof Map && NestedConfigs.keys().contains(key);
+            all.put(key, nested ? NestedConfigs.complete(key, (Map<?, ?>) frozen) : frozen);
         });
+        String settings = missingSettings(all, init);
+        if (settings != null) {
+            all.put(settings, NestedConfigs.complete(settings, Map.of()));
+        }
         return Collections.unmodifiableMap(all);
+    }
+
+    /** The key of the settings that an initialisation needs and has none of. */
+    static @Nullable String missingSettings(Map<String, @Nullable Object> fields, InitLoraWeights init) {
+        String key = switch (init.jsonValue().toString()) {
+            case "eva" -> "eva_config";
+            case "corda" -> "corda_config";
+            default -> null;
+        };
+        return key == null || fields.get(key) != null ? null : key;
     }
 
     static Map<String, @Nullable Object> unknown(Map<String, @Nullable Object> fields) {
@@ -182,10 +201,31 @@ final class OtherFields {
                 || value.equals(Map.of()));
     }
 
-    /** The rules of PEFT for these keys, including those it checks only at injection. */
-    static void check(LoraConfig config) {
+    /** The variants of the forward pass that fields and initialisation ask for. */
+    private static List<String> variants(LoraConfig config) {
+        List<String> variants = new ArrayList<>();
+        for (String key : VARIANTS) {
+            if (truthy(config.otherFields().get(key))) {
+                variants.add(key);
+            }
+        }
+        if (config.initLoraWeights().kind() == InitLoraWeights.Kind.MICA) {
+            variants.add("initLoraWeights=mica");
+        }
+        return variants;
+    }
+
+    /**
+     * The rules of PEFT for these keys, including those it checks only at injection.
+     *
+     * @return what is in the fields that PEFT does not know, by name, with what is wrong about it
+     */
+    static Map<String, String> check(LoraConfig config) {
         Map<String, @Nullable Object> fields = config.otherFields();
+        Map<String, String> unknown = new LinkedHashMap<>();
+        unknown(fields).keySet().forEach(key -> unknown.put(key, "is not a field of PEFT 0.21's LoraConfig"));
         OtherFieldTypes.check(fields);
+        unknown.putAll(NestedConfigs.check(fields));
         boolean dora = truthy(fields.get("use_dora"));
         if (dora && truthy(fields.get("megatron_config"))) {
             throw Invalid.field("use_dora", true, "cannot be combined with megatron_config; set one of them");
@@ -202,19 +242,38 @@ final class OtherFields {
         if (init.kind() == InitLoraWeights.Kind.LOFTQ && !truthy(fields.get("loftq_config"))) {
             throw Invalid.field("initLoraWeights", init, "needs loftq_config, such as {\"loftq_bits\": 4}");
         }
-        List<String> variants = new ArrayList<>();
-        for (String key : VARIANTS) {
-            if (truthy(fields.get(key))) {
-                variants.add(key);
-            }
-        }
-        if (init.jsonValue().equals("mica")) {
-            variants.add("initLoraWeights=mica");
-        }
+        List<String> variants = variants(config);
         if (variants.size() > 1) {
             throw Invalid.field("otherFields", variants, "are variants that exclude each other; keep one");
         }
-        if (fields.get("trainable_token_indices") instanceof Map<?, ?> indices) {
+        parameters(config, variants);
+        tokens(config);
+        return unknown;
+    }
+
+    /** What an adapter of a bare parameter cannot do. */
+    private static void parameters(LoraConfig config, List<String> variants) {
+        List<String> excluded = new ArrayList<>(variants);
+        if (config.loraDropout() > 0) {
+            excluded.add("loraDropout");
+        }
+        if (config.fanInFanOut()) {
+            excluded.add("fanInFanOut");
+        }
+        if (config.loraBias()) {
+            excluded.add("lora_bias");
+        }
+        if (!config.targetParameters().isEmpty() && !excluded.isEmpty()) {
+            throw Invalid.field(
+                    "target_parameters",
+                    config.targetParameters(),
+                    "cannot be combined with " + String.join(" and ", excluded)
+                            + "; leave that out, or target modules instead");
+        }
+    }
+
+    private static void tokens(LoraConfig config) {
+        if (config.otherFields().get("trainable_token_indices") instanceof Map<?, ?> indices) {
             for (Object module : indices.keySet()) {
                 if (config.modulesToSave().contains((String) module)) {
                     throw Invalid.field(

@@ -22,8 +22,8 @@ public final class AdapterConfigJson {
     private AdapterConfigJson() {}
 
     /**
-     * Reads a configuration. Keys that are missing take PEFT's defaults; keys PEFT 0.21 does not know are kept, see
-     * {@link LoraConfig#unknownFields()}.
+     * Reads a configuration. Keys that are missing take PEFT's defaults; keys and initialisations PEFT 0.21 does not
+     * know are kept, see {@link LoraConfig#warnings()}.
      *
      * @throws FormatException naming file, key and rule, if the file is not a LoRA configuration that PEFT would accept
      */

@@ -36,7 +36,7 @@ final class AdapterConfigReader {
         if (!PEFT_TYPE.equals(type)) {
             throw wrong("peft_type", type, "only \"LORA\" is read; use an adapter that PEFT saved from a LoraConfig");
         }
-        LoraConfigBuilder b = LoraConfig.builder();
+        LoraConfigBuilder b = LoraConfig.builder().keepUnknown(true);
         try {
             if (json.containsKey("r")) {
                 b.r(integer("r", json.remove("r")));

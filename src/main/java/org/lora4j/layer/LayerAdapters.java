@@ -114,6 +114,11 @@ public final class LayerAdapters {
         }
     }
 
+    /** The rows of the weight that an adapter replaces, or null. */
+    public @Nullable TokenRows rows(String adapter) {
+        return tokens.get(adapter);
+    }
+
     private TokenRows rowsOf(String adapter) {
         return Objects.requireNonNull(tokens.get(adapter));
     }

@@ -16,6 +16,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.format.AdapterConfigJson;
+import org.lora4j.format.AdapterFolder;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.Conversion;
 import org.lora4j.layer.Factors;
@@ -106,7 +107,7 @@ final class AdapterFiles {
 
     /** The keys of an adapter's tensors. */
     static Set<String> keys(Path folder) throws IOException {
-        try (MappedTensors tensors = TensorFiles.open(folder.resolve(TENSORS))) {
+        try (MappedTensors tensors = TensorFiles.open(AdapterFolder.tensors(folder))) {
             return Set.copyOf(tensors.names());
         }
     }
@@ -139,7 +140,7 @@ final class AdapterFiles {
             }
         });
         saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
-        Path file = folder.resolve(TENSORS);
+        Path file = AdapterFolder.tensors(folder);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();
         List<String> strays = new ArrayList<>();

@@ -372,9 +372,7 @@ public final class LoraModel<M extends Module> {
 
     /** The state of every adapted layer. */
     public List<LayerStatus> layerStatus() {
-        return injector.injected().values().stream()
-                .map(layer -> Status.of(layer, active))
-                .toList();
+        return Status.layers(injector.paths(), injector.injected().values(), adapters.values(), active);
     }
 
     /** The state of the model. */
@@ -383,17 +381,10 @@ public final class LoraModel<M extends Module> {
         try (PointerScope scope = new PointerScope()) {
             long total = Parameters.count(base);
             for (Adapter adapter : adapters.values()) {
-                total += Status.size(adapter);
+                total += Status.size(adapter, active);
             }
-            return new ModelStatus(
-                    base.getClass().getSimpleName(),
-                    trainable,
-                    total,
-                    injector.injected().size(),
-                    active.enabled(),
-                    active.names(),
-                    mergedAdapters(),
-                    List.copyOf(new TreeSet<>(adapters.names())));
+            return Status.model(
+                    base.getClass().getSimpleName(), adapters.names(), active, trainable, total, layerStatus());
         }
     }
 

@@ -1,6 +1,7 @@
 package org.lora4j.model;
 
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.List;
 import java.util.OptionalInt;
 import java.util.Set;
@@ -11,6 +12,7 @@ import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
 import org.lora4j.config.PythonRegex;
+import org.lora4j.config.TaskType;
 
 /** Decides which module paths a configuration means, by the rules of PEFT 0.21's {@code check_target_module_exists}. */
 final class TargetMatcher {
@@ -55,6 +57,29 @@ final class TargetMatcher {
         }
         boolean target = targets != null && targets.test(path) && (isNamedInFull(path) || inWantedLayer(path));
         return target ? Verdict.TARGET : Verdict.OTHER;
+    }
+
+    /**
+     * What "all-linear" means in a model: every linear layer but the one that gives the output, whose path is the output
+     * layer of a language model or else, for sequence classification, the first of {@code score} and {@code
+     * classifier} that the model has.
+     *
+     * @param linear the paths of the linear layers, Hugging Face's Conv1D among them
+     * @param modules the paths of all modules
+     * @param outputLayer the path of the layer from hidden states to tokens, null if the model has none
+     */
+    static List<String> allLinear(
+            Collection<String> linear,
+            Collection<String> modules,
+            @Nullable String outputLayer,
+            @Nullable TaskType task) {
+        String head = outputLayer;
+        if (head == null && task == TaskType.SEQ_CLS) {
+            head = modules.contains("score") ? "score" : "classifier";
+        }
+        List<String> targets = new ArrayList<>(linear);
+        targets.remove(head);
+        return targets;
     }
 
     private static @Nullable Predicate<String> predicate(@Nullable ModuleSelector selector) {

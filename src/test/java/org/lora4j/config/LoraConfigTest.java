@@ -86,6 +86,7 @@ class LoraConfigTest {
                 .peftVersion("0.20.0")
                 .otherField("use_qalora", true)
                 .otherField("future", List.of(1, 2.5f))
+                .keepUnknown(true)
                 .build();
         LoraConfig copy = config.toBuilder().build();
         assertThat(copy).isEqualTo(config).hasSameHashCodeAs(config).hasToString(config.toString());
@@ -169,9 +170,9 @@ class LoraConfigTest {
                 wrong("r = -3", "at least 1", b -> b.r(-3)),
                 wrong("loraAlpha = NaN", "finite", b -> b.loraAlpha(Double.NaN)),
                 wrong("loraAlpha = Infinity", "finite", b -> b.loraAlpha(Double.POSITIVE_INFINITY)),
-                wrong("loraDropout = 1.0", "below 1", b -> b.loraDropout(1)),
-                wrong("loraDropout = -0.1", "at least 0", b -> b.loraDropout(-0.1)),
-                wrong("loraDropout = NaN", "below 1", b -> b.loraDropout(Double.NaN)),
+                wrong("loraDropout = 1.5", "between 0 and 1", b -> b.loraDropout(1.5)),
+                wrong("loraDropout = -0.1", "between 0 and 1", b -> b.loraDropout(-0.1)),
+                wrong("loraDropout = NaN", "between 0 and 1", b -> b.loraDropout(Double.NaN)),
                 wrong("bias = null", "set", b -> b.bias(null)),
                 wrong("targetModules", "empty name", b -> b.targetModules("q", " ")),
                 wrong("targetModules", "empty name", b -> b.targetModules(Arrays.asList("q", null))),
@@ -215,7 +216,8 @@ class LoraConfigTest {
                 other("use_dora", "yes", "true or false"),
                 other("target_parameters", "w", "list of names"),
                 other("target_parameters", List.of(""), "list of names"),
-                other("megatron_core", "evil", "megatron."),
+                other("megatron_core", 3, "string"),
+                other("future", 3, "not a field"),
                 other("qalora_group_size", 0, "at least 1"),
                 other("alora_invocation_tokens", List.of(-1), "token ids"),
                 other("trainable_token_indices", Map.of("e", 3), "token ids"),

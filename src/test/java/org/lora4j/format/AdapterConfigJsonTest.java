@@ -150,7 +150,7 @@ class AdapterConfigJsonTest {
                 "{\"peft_type\": \"LORA\", \"lora_alpha\": \"1\"} | lora_alpha = \"1\"",
                 "{\"peft_type\": \"LORA\", \"lora_alpha\": 1e999} | 1e999",
                 "{\"peft_type\": \"LORA\", \"lora_alpha\": NaN}  | JSON",
-                "{\"peft_type\": \"LORA\", \"lora_dropout\": 1.0} | loraDropout = 1.0",
+                "{\"peft_type\": \"LORA\", \"lora_dropout\": 1.5} | loraDropout = 1.5",
                 "{\"peft_type\": \"LORA\", \"bias\": \"some\"}   | bias = \"some\"",
                 "{\"peft_type\": \"LORA\", \"bias\": null}       | bias = null",
                 "{\"peft_type\": \"LORA\", \"task_type\": \"X\"} | task_type = \"X\"",

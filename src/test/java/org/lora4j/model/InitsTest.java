@@ -199,7 +199,11 @@ class InitsTest {
         assertThatThrownBy(() -> model.addAdapter(
                         "a", complete("pissa").toBuilder().r(40).build()))
                 .hasMessageContaining("layer 'lin0'");
-        assertThatThrownBy(() -> model.addAdapter("a", complete("nonsense"))).hasMessageContaining("does not know");
+        LoraConfig unknown = complete("pissa").toBuilder()
+                .keepUnknown(true)
+                .initLoraWeights("nonsense")
+                .build();
+        assertThatThrownBy(() -> model.addAdapter("a", unknown)).hasMessageContaining("does not know");
         assertThat(net.lin0).isSameAs(before);
         assertThat(model.adapterNames()).isEmpty();
     }

@@ -27,6 +27,8 @@ import org.lora4j.config.LoraConfig;
 import org.lora4j.layer.LoraLinear;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.ops.LibTorch;
+import org.lora4j.ops.MappedTensors;
+import org.lora4j.ops.TensorFiles;
 
 /** Adapters on modules a user wrote: a plain MLP, a convolution net, and blocks in lists, arrays and maps. */
 class LoraModelTest {
@@ -319,6 +321,19 @@ class LoraModelTest {
                 .hasMessageContaining("lin1.lora_A")
                 .hasMessageContaining("lin1.lora_B");
         assertThat(fresh.lin0).isNotInstanceOf(LoraLinear.class);
+    }
+
+    @Test
+    void anAdapterThatTorchSaveWroteLoadsToo() throws IOException {
+        try (PointerScope scope = new PointerScope();
+                NoGradGuard guard = new NoGradGuard();
+                MappedTensors expected =
+                        TensorFiles.open(GoldenCase.GOLDEN.resolve("format/adapter_bin_expected.safetensors"))) {
+            Module net =
+                    GoldenCase.base("toys/mlp.safetensors", "mlp", org.bytedeco.pytorch.global.torch.ScalarType.Float);
+            Lora.load(net, GoldenCase.GOLDEN.resolve("format/adapter_bin"), "a");
+            assertNear(GoldenCase.forward(net, expected.tensor("input")), expected.tensor("output"));
+        }
     }
 
     @Test
