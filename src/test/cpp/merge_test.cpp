@@ -112,6 +112,16 @@ void special_values() {
   }
 }
 
+// The first call of all, before there is scratch memory.
+void copy_alone() {
+  Random random(790);
+  Buffer from = random.matrix(5, 9, DType::bf16, columns_apart);
+  Buffer w = random.matrix(5, 9, DType::bf16, contiguous);
+  int32_t flag = 0;
+  CHECK(l4_merge_checked(w.get(), from.get(), nullptr, 0, &flag, &cpu) == L4_OK && flag == 0, "no update");
+  CHECK(values(w) == values(from), "no update copies");
+}
+
 // From another matrix of any layout, which stays as it is; the flag is set if and only if a written element is not
 // finite, wherever it is.
 void checked() {
@@ -190,6 +200,7 @@ void refused_checks() {
 
 int main(int argc, char** argv) {
   use_instruction_set(argc, argv);
+  copy_alone();
   random_shapes();
   large_shapes();
   nothing_to_do();

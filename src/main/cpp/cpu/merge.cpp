@@ -74,6 +74,7 @@ class Worker {
     thread_local Scratch panels, left, right;
     int64_t rank = 0;
     for (int64_t u = 0; u < params_.count; u++) rank += params_.updates[u].rank();
+    if (rank == 0) return true;
     int64_t list_floats = ceil_div(params_.count * static_cast<int64_t>(sizeof(Panel)), sizeof(float));
     panels_ = reinterpret_cast<Panel*>(panels.get(list_floats));
     left_ = left.get(rank * block_rows);
