@@ -1,6 +1,11 @@
-"""Times the operations on a GPU beside PyTorch and PEFT. python bench.py LIBRARY FOLDER"""
+"""Times the operations on a GPU beside PyTorch and PEFT. python bench.py LIBRARY FOLDER
+
+Times are of the device alone: calls in a replayed CUDA graph, ours and the others' alike. PEFT's safe merge and its
+mixed batch wait for the device, so they are the sum of their kernels, which favours them.
+"""
 
 import ctypes
+import gc
 import json
 import sys
 from datetime import date
@@ -9,24 +14,16 @@ from pathlib import Path
 import torch
 
 from lora4j import Library
+from report import report
+from timing import device_ms, kernels_ms, wall_ms
 
 GIB = 1 << 30
 
 
-def time_ms(work, buffers, repeats=30):
-    """Median of event timings; work(i) gets a turning index, so that buffers larger than the cache in all are cold."""
-    for i in range(5):
-        work(i % buffers)
-    torch.cuda.synchronize()
-    times = []
-    for i in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work(i % buffers)
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+def copy_ms(target, sources):
+    """The faster of a memory copy and an elementwise kernel."""
+    copies = [lambda i: target.copy_(sources[i]), lambda i: torch.mul(sources[i], 1, out=target)]
+    return min(device_ms(work, len(sources)) for work in copies)
 
 
 def merge_rows(l4, peft):
@@ -34,25 +31,29 @@ def merge_rows(l4, peft):
         buffers = 4
         ws = [torch.randn(out, width, device="cuda").bfloat16() for _ in range(buffers)]
         target = torch.empty_like(ws[0])
-        copy = time_ms(lambda i: target.copy_(ws[i]), buffers)
+        flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+        copy = copy_ms(target, ws)
         for r in (8, 16, 32, 64):
             for adapters in (1, 4):
                 updates = [
                     (torch.randn(r, width, device="cuda"), torch.randn(out, r, device="cuda") * 1e-3, 0.5)
                     for _ in range(adapters)
                 ]
-                table = l4.prepare(updates)
-                ours = time_ms(lambda i: l4.merge(ws[i], updates, table), buffers)
                 halves = [(a.bfloat16(), b.bfloat16(), s) for a, b, s in updates]
-                half_table = l4.prepare(halves)
-                ours_half = time_ms(lambda i: l4.merge(ws[i], halves, half_table), buffers)
+                table, half_table = l4.prepare(updates), l4.prepare(halves)
 
                 def addmm(i):
                     for a, b, s in halves:
                         ws[i].addmm_(b, a, alpha=s)
 
-                row = {"op": "merge", "shape": f"{out}x{width}", "r": r, "adapters": adapters, "ms": ours}
-                row |= {"ms_bf16_factors": ours_half, "copy": copy, "addmm": time_ms(addmm, buffers)}
+                def safe(i):
+                    l4.merge_checked(target, ws[i], updates, flag, table)
+
+                row = {"op": "merge", "shape": f"{out}x{width}", "r": r, "adapters": adapters}
+                row["ms"] = device_ms(lambda i: l4.merge(ws[i], updates, table), buffers)
+                row["ms_bf16_factors"] = device_ms(lambda i: l4.merge(ws[i], halves, half_table), buffers)
+                row["safe"] = device_ms(safe, buffers)
+                row |= {"copy": copy, "addmm": device_ms(addmm, buffers)}
                 if peft:
                     row |= peft_merge(out, width, r, adapters)
                 yield row
@@ -60,20 +61,26 @@ def merge_rows(l4, peft):
         torch.cuda.empty_cache()
 
 
-def peft_merge(out, width, r, adapters):
+def one_linear(out, width, r, adapters, **options):
     from peft import LoraConfig, get_peft_model
 
     class One(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.lin = torch.nn.Linear(width, out, bias=False)
+            self.lin = torch.nn.Linear(width, out, bias=False, device="cuda", dtype=torch.bfloat16)
 
-    base = One().to(device="cuda", dtype=torch.bfloat16)
+        def forward(self, x):
+            return self.lin(x)
+
     config = LoraConfig(r=r, lora_alpha=r, target_modules=["lin"], init_lora_weights=False)
-    model = get_peft_model(base, config, "a0")
+    model = get_peft_model(One(), config, "a0", **options)
     for i in range(1, adapters):
-        model.add_adapter(f"a{i}", config)
-    layer = model.base_model.model.lin
+        model.add_adapter(f"a{i}", config, **options)
+    return model.eval()
+
+
+def peft_merge(out, width, r, adapters):
+    layer = one_linear(out, width, r, adapters).base_model.model.lin
     names = [f"a{i}" for i in range(adapters)]
 
     def merged(safe):
@@ -83,33 +90,44 @@ def peft_merge(out, width, r, adapters):
 
         return work
 
-    return {"peft": time_ms(merged(False), 1, 10), "peft_safe": time_ms(merged(True), 1, 10)}
+    with torch.no_grad():
+        row = {"peft": device_ms(merged(False), 1, 8), "peft_safe": kernels_ms(merged(True))}
+        return row | {"peft_wall": wall_ms(merged(False)), "peft_safe_wall": wall_ms(merged(True))}
 
 
 def update_rows(l4, peft):
     grid = [(b, d, r, w) for b in (1, 8, 64, 256) for d in (1, 8, 64, 256) if d <= b for r in (16, 64) for w in (4096,)]
     grid += [(64, 64, 16, 1024), (64, 64, 16, 14336), (64, 8, 8, 4096), (64, 64, 128, 4096), (16, 16, 16, 4096)]
     for batch, distinct, r, width in grid:
-        sets = max(1, min(8, int(0.2 * GIB / (distinct * 2 * r * width * 2) + 1)))
-        tables, held = [], []
-        for _ in range(sets):
-            adapters = [
-                (
-                    torch.randn(r, width, device="cuda").bfloat16(),
-                    torch.randn(width, r, device="cuda").bfloat16(),
-                    0.5,
-                )
+        # Sets in turn until they are larger than the cache, as the layers of a model are.
+        sets = max(1, min(32, int(0.2 * GIB / (distinct * 2 * r * width * 2) + 1)))
+        held = [
+            [
+                (torch.randn(r, width, device="cuda").bfloat16(), torch.randn(width, r, device="cuda").bfloat16(), 0.5)
                 for _ in range(distinct)
             ]
-            held.append(adapters)
-            tables.append(l4.prepare(adapters))
+            for _ in range(sets)
+        ]
+        tables = [l4.prepare(adapters) for adapters in held]
         rows = [i % distinct for i in range(batch)]
         index = (ctypes.c_int32 * batch)(*rows)
         x = torch.randn(batch, width, device="cuda").bfloat16()
         y = torch.randn(batch, width, device="cuda").bfloat16()
         base = [torch.randn(width, width, device="cuda").bfloat16() for _ in range(4)]
-        linear = time_ms(lambda i: torch.nn.functional.linear(x, base[i]), 4)
-        ours = time_ms(lambda i: l4.low_rank_update(y, x, rows, held[i], tables[i], index), sets)
+
+        def ours(i):
+            l4.low_rank_update(y, x, rows, held[i % sets], tables[i % sets], index)
+
+        def linear(i):
+            torch.mm(x, base[i % 4].t(), out=y)
+
+        def both(i):
+            linear(i)
+            ours(i)
+
+        turns = max(sets, 4)
+        row = {"op": "update", "batch": batch, "distinct": distinct, "r": r, "width": width}
+        row |= {"ms": device_ms(ours, sets), "base_linear": device_ms(linear, 4), "both": device_ms(both, turns)}
         stacked = [(torch.stack([a for a, _, _ in h]), torch.stack([b for _, b, _ in h])) for h in held]
         which = torch.tensor(rows, device="cuda")
 
@@ -117,35 +135,23 @@ def update_rows(l4, peft):
             a, b = stacked[i][0][which], stacked[i][1][which]
             y.add_(torch.bmm(b, torch.bmm(a, x.unsqueeze(2))).squeeze(2), alpha=0.5)
 
-        floor = (distinct * 2 * r * width + batch * 3 * width) * 2
-        row = {"op": "update", "batch": batch, "distinct": distinct, "r": r, "width": width, "ms": ours}
-        row |= {"base_linear": linear, "bmm": time_ms(bmm, sets, 10), "bytes": floor}
-        if peft:
-            row["peft"] = peft_rows(x, rows, distinct, r, width)
+        row["bmm"] = device_ms(bmm, sets, 8)
+        row["bytes"] = (distinct * 2 * r * width + batch * 3 * width) * 2
+        if peft and distinct <= 64:
+            row |= peft_rows(x, rows, distinct, r, width)
         yield row
         del held, stacked, base
 
 
 def peft_rows(x, rows, distinct, r, width):
-    from peft import LoraConfig, get_peft_model
-
-    class One(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lin = torch.nn.Linear(width, width, bias=False)
-
-        def forward(self, x):
-            return self.lin(x)
-
-    base = One().to(device="cuda", dtype=torch.bfloat16)
-    config = LoraConfig(r=r, lora_alpha=r, target_modules=["lin"], init_lora_weights=False)
-    model = get_peft_model(base, config, "a0", autocast_adapter_dtype=False)
-    for i in range(1, distinct):
-        model.add_adapter(f"a{i}", config, autocast_adapter_dtype=False)
-    model.eval()
+    model = one_linear(width, width, r, distinct, autocast_adapter_dtype=False)
     names = [f"a{i}" for i in rows]
+
+    def mixed(_):
+        model(x, adapter_names=names)
+
     with torch.no_grad():
-        return time_ms(lambda _: model(x, adapter_names=names), 1, 5)
+        return {"peft": kernels_ms(mixed, 2), "peft_wall": wall_ms(mixed, 2)}
 
 
 def main():
@@ -157,11 +163,10 @@ def main():
         version = peft.__version__
     except ImportError:
         version = None
+    gc.freeze()  # each capture collects garbage
     big = [torch.randn(GIB // 4, device="cuda") for _ in range(2)]
-    ms = time_ms(lambda i: big[0].copy_(big[1]), 1)
-    bandwidth = 2 * GIB / ms / 1e6
+    bandwidth = 2 * GIB / copy_ms(big[0], [big[1]]) / 1e6
     del big
-    rows = [*merge_rows(l4, version), *update_rows(l4, version)]
     about = {
         "device": torch.cuda.get_device_name(),
         "date": date.today().isoformat(),
@@ -170,35 +175,15 @@ def main():
         "copy_GBps": bandwidth,
         "library": l4.info(),
     }
-    (out / "gpu-check.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    rows = []
+    for part in (merge_rows, update_rows):
+        for row in part(l4, version):
+            rows.append(row)
+            # Kept after each row, so that a run that is cut short leaves what it has.
+            (out / "gpu-check.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     text = report(about, rows)
     (out / "gpu-check.md").write_text(text)
     print(text)
-
-
-def report(about, rows):
-    lines = [f"# {about['device']}, {about['date']}", ""]
-    lines += [f"torch {about['torch']}, peft {about['peft']}, copy bandwidth {about['copy_GBps']:.0f} GB/s (read and write)."]
-    lines += ["Medians in microseconds; factors and weights bfloat16 unless said; random numbers, buffers larger than L2.", ""]
-    lines += ["## merge", "", "| shape | r | adapters | f32 factors | bf16 factors | copy | addmm | PEFT | PEFT safe | PEFT / ours | of copy |"]
-    lines += ["|" + "---|" * 11]
-    us = lambda v: "" if v is None else f"{1000 * v:.1f}"
-    for r in (r for r in rows if r["op"] == "merge"):
-        ratio = f"{r['peft'] / r['ms']:.1f}x" if "peft" in r else ""
-        lines.append(
-            f"| {r['shape']} | {r['r']} | {r['adapters']} | {us(r['ms'])} | {us(r['ms_bf16_factors'])} | {us(r['copy'])} "
-            f"| {us(r['addmm'])} | {us(r.get('peft'))} | {us(r.get('peft_safe'))} | {ratio} | {r['copy'] / r['ms']:.0%} |"
-        )
-    lines += ["", "## lowRankUpdate", "", "| batch | distinct | r | width | ours | base linear | added | bmm gather | PEFT | PEFT / ours | of bytes' floor |"]
-    lines += ["|" + "---|" * 11]
-    for r in (r for r in rows if r["op"] == "update"):
-        floor = r["bytes"] / about["copy_GBps"] / 1e6
-        ratio = f"{r['peft'] / r['ms']:.1f}x" if "peft" in r else ""
-        lines.append(
-            f"| {r['batch']} | {r['distinct']} | {r['r']} | {r['width']} | {us(r['ms'])} | {us(r['base_linear'])} "
-            f"| {r['ms'] / r['base_linear']:.0%} | {us(r['bmm'])} | {us(r.get('peft'))} | {ratio} | {r['ms'] / floor:.1f}x |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 main()

@@ -75,14 +75,74 @@ def check_merge(l4, small):
     l4.merge(torch.empty(0, 5, device="cuda"), [(torch.randn(2, 5).cuda(), torch.empty(0, 2).cuda(), 1.0)])
 
 
+def bits(t):
+    return t.contiguous().view(torch.int32 if t.dtype == torch.float32 else torch.int16)
+
+
+def check_special_values(l4):
+    """Infinities, every kind of NaN, subnormals, signed zeros and overflow: the bits of the CPU kernels."""
+    values = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), -float("nan"), 1e-41, -1e-41, 3.4e38, 65519.0]
+    values += [65520.0, 5.9e-8, 1e-20, -1e-30, 3e-39, 1.0]
+    special = torch.tensor(values)
+    rng = torch.Generator().manual_seed(5)
+    for dtype, kind, count in itertools.product(TYPES, TYPES, (1, 2)):
+        w = special.repeat(72, 9)[:, :136].contiguous().to(dtype)
+        updates = []
+        for _ in range(count):
+            a, b = random(rng, 8, 136, dtype=kind), random(rng, 72, 8, dtype=kind)
+            b[:, 0] = special.repeat(5)[:72].to(kind)
+            a[1, 5:21] = special.to(kind)
+            updates.append((a, b, 0.75))
+        on_gpu = gpu(w)
+        l4.merge(on_gpu, [(gpu(a), gpu(b), s) for a, b, s in updates])
+        l4.merge(w, updates)
+        ok(bits(on_gpu.cpu()).equal(bits(w)), f"merge of special values, {dtype}, factors {kind}: not the CPU's bits")
+        a, b, s = updates[0]
+        x = special.repeat(20, 9)[:, :136].contiguous().to(dtype)
+        y = random(rng, 20, 72, dtype=dtype)
+        x[3:] = random(rng, 17, 136, dtype=dtype)
+        on_gpu = gpu(y)
+        l4.low_rank_update(on_gpu, gpu(x), [0] * 20, [(gpu(a), gpu(b), s)])
+        l4.low_rank_update(y, x, [0] * 20, [(a, b, s)])
+        ok(bits(on_gpu.cpu()).equal(bits(y)), f"update of special values, {dtype}, factors {kind}: not the CPU's bits")
+
+
+def check_checked(l4):
+    """A merge from another matrix, and the flag for what is not finite, wherever it is."""
+    rng = torch.Generator().manual_seed(6)
+    for dtype, (rows, cols), count in itertools.product(TYPES, [(130, 264), (65, 131)], (0, 1, 2)):
+        updates = [(random(rng, 16, cols).cuda(), random(rng, rows, 16).cuda(), 0.5) for _ in range(count)]
+        source = random(rng, rows, cols, dtype=dtype).cuda()
+        expected = source.clone()
+        l4.merge(expected, updates)
+        for spoilt in (None, (0, 0), (rows - 1, cols - 1), (63, 129)):
+            given = source.clone()
+            if spoilt:
+                given[spoilt] = float("inf") if spoilt[0] else float("nan")
+            kept = given.clone()
+            w = torch.zeros_like(given)
+            flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+            l4.merge_checked(w, given, updates, flag)
+            what = f"checked merge {rows}x{cols} {dtype}, {count} updates, spoilt at {spoilt}"
+            ok(flag.item() == (1 if spoilt else 0), what + ": flag")
+            ok(bits(given).equal(bits(kept)), what + ": the source changed")
+            if not spoilt:
+                ok(w.equal(expected), what + ": not what merge gives")
+            flag.fill_(7)
+            l4.merge_checked(given, None, updates, flag)
+            ok(flag.item() == (1 if spoilt else 7), what + ": flag in place")
+            ok(bits(given).equal(bits(w)), what + ": in place")
+
+
 def check_update(l4, small):
     rng = torch.Generator().manual_seed(2)
-    grid = [(1, 5, 3), (7, 33, 65), (20, 128, 48)] + ([] if small else [(64, 1024, 1025), (600, 256, 96)])
+    grid = [(1, 5, 3), (7, 33, 65), (20, 128, 48), (130, 1104, 264)]
+    grid += [] if small else [(64, 1024, 1025), (600, 256, 96), (3, 4096, 4104)]
     for (count, width, out), dtype, layout in itertools.product(grid, TYPES, ("plain", "strided")):
         x = random(rng, count, width, dtype=dtype, layout=layout)
         y = random(rng, count, out, dtype=TYPES[(TYPES.index(dtype) + 1) % 3], layout=layout)
         adapters = []
-        for i, r in enumerate([1, 16, 5, 64] if not small else [1, 16, 5]):
+        for i, r in enumerate([1, 16, 5, 64, 136] if not small else [1, 16, 72]):
             a = random(rng, r, width, dtype=TYPES[i % 3], layout=("plain", "transposed")[i % 2])
             b = random(rng, out, r, dtype=TYPES[(i + 1) % 3])
             adapters.append((a, b, 0.5 + i))
@@ -191,6 +251,8 @@ def main():
     small = "--small" in sys.argv
     print(l4.info(), "on", torch.cuda.get_device_name())
     check_merge(l4, small)
+    check_special_values(l4)
+    check_checked(l4)
     check_update(l4, small)
     check_refusals(l4)
     if not small:

@@ -112,13 +112,101 @@ void special_values() {
   }
 }
 
+// The first call of all, before there is scratch memory.
+void copy_alone() {
+  Random random(790);
+  Buffer from = random.matrix(5, 9, DType::bf16, columns_apart);
+  Buffer w = random.matrix(5, 9, DType::bf16, contiguous);
+  int32_t flag = 0;
+  CHECK(l4_merge_checked(w.get(), from.get(), nullptr, 0, &flag, &cpu) == L4_OK && flag == 0, "no update");
+  CHECK(values(w) == values(from), "no update copies");
+}
+
+// From another matrix of any layout, which stays as it is; the flag is set if and only if a written element is not
+// finite, wherever it is.
+void checked() {
+  for (unsigned seed = 800; seed < 860; seed++) {
+    Random random(seed);
+    int64_t out = random.pick(rows);
+    int64_t in = random.pick(cols);
+    DType type = random.type();
+    Buffer from = random.matrix(out, in, type, random.layout());
+    Updates updates;
+    for (int64_t u = random.below(3); u > 0; u--) updates.add(random, random.pick(ranks), in, out);
+    int64_t row = random.below(out), col = random.below(in);
+    bool spoilt = random.below(2);
+    if (spoilt) from.view().set(row, col, random.below(2) ? INFINITY : NAN);
+    std::vector<unsigned char> original = from.bytes;
+    Buffer expected = random.matrix(out, in, type, contiguous);
+    for (int64_t i = 0; i < out; i++) {
+      for (int64_t j = 0; j < in; j++) expected.view().set(i, j, from.view().at(i, j));
+    }
+    CHECK(l4_merge(expected.get(), updates.list.data(), updates.count(), &cpu) == L4_OK, "seed %u", seed);
+    Buffer w = random.matrix(out, in, type, random.layout());
+    std::vector<unsigned char> around = w.bytes;
+    for (int64_t i = 0; i < out; i++) {
+      for (int64_t j = 0; j < in; j++) lora4j::store(around.data(), i * w.matrix.row_stride + j * w.matrix.col_stride, type, expected.view().at(i, j));
+    }
+    int32_t flag = 0;
+    int code = l4_merge_checked(w.get(), from.get(), updates.list.data(), updates.count(), &flag, &cpu);
+    CHECK(code == L4_OK && flag == (spoilt ? 1 : 0), "seed %u: flag %d, spoilt %d", seed, flag, spoilt);
+    CHECK(from.bytes == original, "seed %u: from changed", seed);
+    CHECK(w.bytes == around, "seed %u: not what merge gives, or memory between elements changed", seed);
+    flag = 7;
+    code = l4_merge_checked(from.get(), nullptr, updates.list.data(), updates.count(), &flag, &cpu);
+    CHECK(code == L4_OK && flag == (spoilt ? 1 : 7), "seed %u: flag %d in place, spoilt %d", seed, flag, spoilt);
+    std::vector<float> in_place = values(from), apart = values(expected);
+    for (size_t i = 0; i < apart.size(); i++) {
+      CHECK(lora4j::bits_of(in_place[i]) == lora4j::bits_of(apart[i]), "seed %u, element %zu", seed, i);
+    }
+  }
+}
+
+// A sum that leaves the range of the type is found after rounding to it.
+void overflow_is_found() {
+  Random random(870);
+  Buffer w = random.matrix(6, 20, DType::f16, contiguous);
+  w.view().set(5, 19, 65504.0f);
+  Updates updates;
+  updates.add(random, 1, 20, 6);
+  for (int64_t i = 0; i < 6; i++) updates.views[0].b.set(i, 0, 0.0f);
+  updates.views[0].b.set(5, 0, 1.0f);
+  updates.views[0].a.set(0, 19, 16.0f);
+  updates.list[0].scale = 1.0;
+  int32_t flag = 0;
+  CHECK(l4_merge_checked(w.get(), nullptr, updates.list.data(), 1, &flag, &cpu) == L4_OK && flag == 1, "65520 in f16");
+}
+
+void refused_checks() {
+  Random random(880);
+  Buffer w = random.matrix(3, 4, DType::f32, contiguous);
+  Buffer other = random.matrix(3, 4, DType::bf16, contiguous);
+  Buffer shorter = random.matrix(2, 4, DType::f32, contiguous);
+  l4_matrix shifted = *w.get();
+  shifted.rows = 2;
+  l4_matrix late = shifted;
+  late.data = static_cast<float*>(late.data) + 4;
+  int32_t flag = 0;
+  void* odd = reinterpret_cast<char*>(&flag) + 1;
+  CHECK(l4_merge_checked(w.get(), other.get(), nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "another type");
+  CHECK(std::strstr(l4_last_error(), "l4_merge_checked: from is (3, 4) of dtype 1"), "%s", l4_last_error());
+  CHECK(l4_merge_checked(w.get(), shorter.get(), nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "another shape");
+  CHECK(l4_merge_checked(&shifted, &late, nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "overlap");
+  CHECK(std::strstr(l4_last_error(), "from overlaps w"), "%s", l4_last_error());
+  CHECK(l4_merge_checked(w.get(), nullptr, nullptr, 0, static_cast<int32_t*>(odd), &cpu) == L4_BAD_ARGUMENT, "alignment");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   use_instruction_set(argc, argv);
+  copy_alone();
   random_shapes();
   large_shapes();
   nothing_to_do();
   special_values();
+  checked();
+  overflow_is_found();
+  refused_checks();
   return 0;
 }

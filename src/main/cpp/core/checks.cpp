@@ -131,10 +131,21 @@ Place check_place(const l4_place* place) {
   return {static_cast<int>(place->device), static_cast<int>(place->ordinal), place->stream};
 }
 
-CheckedMerge check_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count) {
+CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count) {
   Matrix target = check_matrix("w", w);
   check_writable("w", target);
-  return {target, check_updates("updates", updates, count, target.cols, target.rows, "w", target)};
+  Matrix source = target;
+  if (from) {
+    source = check_matrix("from", from);
+    if (source.rows != target.rows || source.cols != target.cols || source.type != target.type) {
+      refuse("from is " + shape(source) + " of dtype " + std::to_string(from->dtype) + " and w is " + shape(target) +
+             " of dtype " + std::to_string(w->dtype) + "; they must be alike");
+    }
+    bool same = source.data == target.data && source.row_stride == target.row_stride &&
+                source.col_stride == target.col_stride;
+    if (!same) check_apart("from", source, "w", target);
+  }
+  return {target, source, check_updates("updates", updates, count, target.cols, target.rows, "w", target)};
 }
 
 CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows,

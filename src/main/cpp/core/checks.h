@@ -16,6 +16,7 @@ struct Error {
 
 struct CheckedMerge {
   Matrix w;
+  Matrix from;
   std::vector<LowRank> updates;
 };
 
@@ -26,7 +27,7 @@ struct CheckedLowRankUpdate {
 };
 
 Place check_place(const l4_place* place);
-CheckedMerge check_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count);
+CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count);
 CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows,
                                            const l4_low_rank* adapters, int64_t count);
 

@@ -70,6 +70,8 @@ L4_INLINE uint16_t f32_to_f16(float value) {
 
 L4_INLINE float canonical(float value) { return value == value ? value : float_of(0x7fc00000u); }
 
+L4_INLINE bool not_finite(float value) { return (bits_of(value) & 0x7f800000u) == 0x7f800000u; }
+
 L4_INLINE float load(const void* data, int64_t index, DType type) {
   if (type == DType::f32) return static_cast<const float*>(data)[index];
   uint16_t bits = static_cast<const uint16_t*>(data)[index];

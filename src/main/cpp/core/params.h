@@ -30,8 +30,10 @@ struct LowRank {
 
 struct MergeParams {
   Matrix w;
+  Matrix from;  // w itself, or apart from it
   const LowRank* updates;
   int64_t count;
+  int32_t* not_finite;  // may be null
 };
 
 struct LowRankUpdateParams {

@@ -1,6 +1,7 @@
 // merge on the CPU: w is cut into blocks; a thread packs the factors of a block as float32 panels and runs register
 // tiles over it. Bound by memory up to about rank 16, then by the multiply-adds.
 #include <atomic>
+#include <cstring>
 #include <vector>
 
 #include "cpu/cpu.h"
@@ -24,10 +25,44 @@ struct Grid {
 Grid grid_for(const MergeParams& params, int64_t tile_cols) {
   int64_t rank = 0;
   for (int64_t u = 0; u < params.count; u++) rank += params.updates[u].rank();
-  int64_t cols = panel_floats / rank / tile_cols * tile_cols;
+  int64_t cols = panel_floats / (rank > 0 ? rank : 1) / tile_cols * tile_cols;
   cols = cols < tile_cols ? tile_cols : cols > most_cols ? most_cols : cols;
   int64_t row_blocks = ceil_div(params.w.rows, block_rows);
   return {cols, row_blocks, row_blocks * ceil_div(params.w.cols, cols)};
+}
+
+// A block of rows of w and where it comes from, element by element where the memory is not contiguous.
+template <typename Work>
+void for_runs(const Matrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols, Work work) {
+  bool contiguous = m.col_stride == 1 || cols == 1;
+  for (int64_t i = row; i < row + rows; i++) {
+    for (int64_t j = col; j < col + cols; j += contiguous ? cols : 1) work(i, j, contiguous ? cols : 1);
+  }
+}
+
+char* address(const Matrix& m, int64_t i, int64_t j) {
+  return static_cast<char*>(m.data) + (i * m.row_stride + j * m.col_stride) * size_of(m.type);
+}
+
+void copy_block(const Matrix& w, const Matrix& from, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  const Matrix& looser = w.col_stride == 1 ? from : w;
+  for_runs(looser, row, rows, col, cols, [&](int64_t i, int64_t j, int64_t count) {
+    std::memcpy(address(w, i, j), address(from, i, j), static_cast<size_t>(count * size_of(w.type)));
+  });
+}
+
+bool finite_block(const Matrix& w, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  uint32_t bad = 0;
+  const uint16_t exponent = w.type == DType::bf16 ? 0x7f80 : 0x7c00;
+  for_runs(w, row, rows, col, cols, [&](int64_t i, int64_t j, int64_t count) {
+    const void* run = address(w, i, j);
+    if (w.type == DType::f32) {
+      for (int64_t n = 0; n < count; n++) bad |= not_finite(static_cast<const float*>(run)[n]);
+    } else {
+      for (int64_t n = 0; n < count; n++) bad |= (static_cast<const uint16_t*>(run)[n] & exponent) == exponent;
+    }
+  });
+  return bad == 0;
 }
 
 class Worker {
@@ -39,6 +74,7 @@ class Worker {
     thread_local Scratch panels, left, right;
     int64_t rank = 0;
     for (int64_t u = 0; u < params_.count; u++) rank += params_.updates[u].rank();
+    if (rank == 0) return true;
     int64_t list_floats = ceil_div(params_.count * static_cast<int64_t>(sizeof(Panel)), sizeof(float));
     panels_ = reinterpret_cast<Panel*>(panels.get(list_floats));
     left_ = left.get(rank * block_rows);
@@ -46,7 +82,8 @@ class Worker {
     return panels_ && left_ && right_;
   }
 
-  void run(int64_t unit) {
+  // False if the check was asked for and a written element is not finite.
+  bool run(int64_t unit) {
     int64_t row = unit % grid_.row_blocks * block_rows;
     int64_t col = unit / grid_.row_blocks * grid_.cols;
     int64_t rows = least(block_rows, params_.w.rows - row);
@@ -62,7 +99,9 @@ class Worker {
       right += update.rank() * grid_.cols;
     }
     packed_col_ = col;
-    kernels_.block({params_.w, nullptr, row, rows, col, cols, panels_, params_.count});
+    if (params_.from.data != params_.w.data) copy_block(params_.w, params_.from, row, rows, col, cols);
+    if (params_.count > 0) kernels_.block({params_.w, nullptr, row, rows, col, cols, panels_, params_.count});
+    return !params_.not_finite || finite_block(params_.w, row, rows, col, cols);
   }
 
  private:
@@ -85,6 +124,7 @@ bool run(const MergeParams& params, int threads) {
   work *= static_cast<double>(params.w.rows) * static_cast<double>(params.w.cols);
   int team = team_size(threads, grid.count, work);
   std::atomic<bool> failed{false};
+  std::atomic<bool> finite{true};
 #pragma omp parallel num_threads(team)
   {
     FloatMode mode;
@@ -93,9 +133,12 @@ bool run(const MergeParams& params, int threads) {
 #pragma omp barrier
     if (!failed) {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t unit = 0; unit < grid.count; unit++) worker.run(unit);
+      for (int64_t unit = 0; unit < grid.count; unit++) {
+        if (!worker.run(unit)) finite = false;
+      }
     }
   }
+  if (!finite && !failed) *params.not_finite = 1;
   return !failed;
 }
 
@@ -106,7 +149,7 @@ bool merge_cpu(const MergeParams& params, int threads) {
   // A transposed weight: w' += a' b', the same products in the same order, along contiguous memory.
   std::vector<LowRank> turned(params.updates, params.updates + params.count);
   for (LowRank& update : turned) update = {update.b.transposed(), update.a.transposed(), update.scale};
-  return run({params.w.transposed(), turned.data(), params.count}, threads);
+  return run({params.w.transposed(), params.from.transposed(), turned.data(), params.count, params.not_finite}, threads);
 }
 
 }  // namespace lora4j

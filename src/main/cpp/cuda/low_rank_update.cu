@@ -1,61 +1,53 @@
 // y[t] += s b (a x[t]) for a batch whose rows use different adapters, y (T, out), x (T, in).
 //
-// The batched variant: one launch for up to 512 rows and 192 adapters, whose pointers travel by value in the kernel's
-// parameters. A row has several blocks, each for a part of the outputs. Every block computes the products a x[t] into
-// shared memory, half a warp to a rank, then its threads run over its outputs; all but the first block of a row find a
-// in the L2 cache. The chains are fixed for each row, so its bits do not depend on the batch. The plain variant launches
-// once for each adapter, one block to a row, and takes any strides; LORA4J_CUDA_PLAIN=1 in the environment chooses it.
+// The batched variant (update_plan.h): pointers travel by value in the kernel's parameters. A group of rows of one
+// adapter belongs to a cluster of eight blocks. Each computes the products a x[t] of its share of the ranks, from
+// chunks that stream through shared memory, and hands them to the others; then each runs over its share of the outputs.
+// Before sm_90 every block computes all products. The chains are fixed for each row, so its bits do not depend on the
+// batch. The plain variant launches once for each adapter, one block to a row, and takes any strides;
+// LORA4J_CUDA_PLAIN=1 in the environment chooses it.
 #include <cstdlib>
 
 #include "core/definition.h"
 #include "cuda/cuda.h"
 #include "cuda/launch.h"
+#include "cuda/update_tile.h"
 
 namespace lora4j {
 namespace {
 
-constexpr int block_threads = 256;
-constexpr int most_rows = 512;
-constexpr int most_slots = 192;
+constexpr int plain_rows = 512;
 
-struct UpdateArgs {
+struct PlainArgs {
   Matrix y;
   Matrix x;
   LowRank adapter;
   int32_t count;
-  int32_t rows[most_rows];
+  int32_t rows[plain_rows];
 };
-static_assert(sizeof(UpdateArgs) <= 4096, "kernel parameters end at 4 KiB");
+static_assert(sizeof(PlainArgs) <= 4096, "kernel parameters end at 4 KiB");
 
-// The products of one row with all ranks, v[k] = a[k, :] . x[row, :]; both halves of a warp run equally often, so that
+// The products v[k] = a[k, :] . x[row, :], sixteen lanes to a rank; both halves of a warp run equally often, so that
 // all its threads meet in the shuffles.
-template <typename Sum>
-__device__ void products(int rank, float* v, Sum sum_of) {
+__global__ void __launch_bounds__(update_threads) update_plain(const __grid_constant__ PlainArgs args) {
+  extern __shared__ __align__(16) float v[];
+  int64_t row = args.rows[blockIdx.x];
+  int rank = static_cast<int>(args.adapter.rank());
   int lane = static_cast<int>(threadIdx.x) % definition_lanes;
-  constexpr int groups = block_threads / definition_lanes;
+  constexpr int groups = update_threads / definition_lanes;
   for (int first = 0; first < rank; first += groups) {
     int k = first + static_cast<int>(threadIdx.x) / definition_lanes;
-    float sum = k < rank ? sum_of(k, lane) : 0.0f;
+    float sum = k < rank ? lane_sum(args.adapter.a, k, args.x, row, lane) : 0.0f;
     for (int half = definition_lanes / 2; half > 0; half /= 2) {
       sum += __shfl_down_sync(0xffffffffu, sum, half, definition_lanes);
     }
     if (lane == 0 && k < rank) v[k] = sum;
   }
   __syncthreads();
-}
-
-__global__ void __launch_bounds__(block_threads) update_plain(const UpdateArgs args) {
-  extern __shared__ float v[];
-  int64_t row = args.rows[blockIdx.x];
-  products(static_cast<int>(args.adapter.rank()), v,
-           [&](int k, int lane) { return lane_sum(args.adapter.a, k, args.x, row, lane); });
-  for (int64_t col = threadIdx.x; col < args.y.cols; col += block_threads) {
+  for (int64_t col = threadIdx.x; col < args.y.cols; col += update_threads) {
     args.y.set(row, col, updated_element(args.y.at(row, col), args.adapter, v, col));
   }
 }
-
-// Room for the products, in whole groups of four: ptxas reads the last ones as a vector, past the rank.
-size_t shared_bytes(int64_t rank) { return static_cast<size_t>((rank + 3) / 4 * 4) * sizeof(float); }
 
 // An adapter whose factors are contiguous along their rows.
 struct Slot {
@@ -69,112 +61,125 @@ struct Slot {
   DType b_type;
 };
 
+constexpr int small_rows = 32;
+constexpr int small_slots = 16;
+
+// Small batches have tables of their own: parameters are copied with each launch.
+template <int most_rows, int most_slots>
 struct BatchArgs {
   Matrix y;
   Matrix x;
-  int32_t parts;  // blocks to a row
-  int32_t rows[most_rows];
-  uint8_t slot[most_rows];
+  UpdateShape shape;
+  int32_t blocks;  // to a group
+  int32_t row[most_rows];
+  RowGroup group[most_rows];
   Slot slots[most_slots];
 };
-static_assert(sizeof(BatchArgs) <= 12 * 1024, "kernel parameters end at 32764 bytes");
+using SmallArgs = BatchArgs<small_rows, small_slots>;
+using LargeArgs = BatchArgs<most_batch_rows, most_batch_adapters>;
+static_assert(sizeof(SmallArgs) <= 1280 && sizeof(LargeArgs) <= 12 * 1024, "kernel parameters end at 32764 bytes");
 
-template <DType type>
-__device__ float element(const void* data, int64_t index) {
-  return load(data, index, type);
+__device__ bool aligned_rows(const void* data, int64_t stride, DType type) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size_of(type) % 16 == 0;
 }
 
-// As lane_sum of the definition, with eight loads of each operand under way at a time.
-template <DType a_type, DType x_type>
-__device__ float lane_sum_of(const void* a, const void* x, int64_t width, int lane) {
-  constexpr int ahead = 8;
-  float sum = 0.0f;
-  int64_t i = lane;
-  for (; i + (ahead - 1) * definition_lanes < width; i += ahead * definition_lanes) {
-    float left[ahead], right[ahead];
+// Outputs [begin, end) of a group, n rows at once; rows past the group's repeat its last.
+template <DType type, int n>
+__device__ __forceinline__ void outputs(const Matrix& y, const int32_t* row, int rows, const Slot& slot, const float* v,
+                                        int v_stride, int64_t begin, int64_t end) {
+  bool wide = aligned_rows(slot.b, slot.b_stride, slot.b_type);
+  for (int64_t col = begin + threadIdx.x; col < end; col += update_threads) {
+    float before[n], sum[n] = {};
+    const float* products_of[n];
 #pragma unroll
-    for (int j = 0; j < ahead; j++) {
-      left[j] = element<a_type>(a, i + j * definition_lanes);
-      right[j] = element<x_type>(x, i + j * definition_lanes);
+    for (int t = 0; t < n; t++) {
+      products_of[t] = v + min(t, rows - 1) * v_stride;
+      before[t] = y.at(row[min(t, rows - 1)], col);
     }
+    const char* b = static_cast<const char*>(slot.b) + col * slot.b_stride * Type<type>::bytes;
+    dots<type, n>(b, products_of, slot.rank, wide, sum);
 #pragma unroll
-    for (int j = 0; j < ahead; j++) sum = fmaf(left[j], right[j], sum);
+    for (int t = 0; t < n; t++) {
+      if (t < rows) y.set(row[t], col, fmaf(slot.scale, sum[t], before[t]));
+    }
   }
-  for (; i - lane < width; i += definition_lanes) {
-    bool inside = i < width;
-    sum = fmaf(inside ? element<a_type>(a, i) : 0.0f, inside ? element<x_type>(x, i) : 0.0f, sum);
-  }
-  return sum;
 }
 
-template <DType a_type>
-__device__ float lane_sum_of(const void* a, const void* x, DType x_type, int64_t width, int lane) {
-  if (x_type == DType::f32) return lane_sum_of<a_type, DType::f32>(a, x, width, lane);
-  if (x_type == DType::bf16) return lane_sum_of<a_type, DType::bf16>(a, x, width, lane);
-  return lane_sum_of<a_type, DType::f16>(a, x, width, lane);
-}
+template <typename Args>
+__global__ void __launch_bounds__(update_threads, 2) update_batch(const __grid_constant__ Args args) {
+  extern __shared__ __align__(16) float v[];
+  constexpr int cluster = device_cluster;
+  cluster_arrive();
+  const RowGroup group = args.group[blockIdx.x / static_cast<unsigned>(args.blocks)];
+  const int part = static_cast<int>(blockIdx.x) % args.blocks;
+  const Slot& slot = args.slots[group.slot];
+  const int32_t* row = args.row + group.first;
+  const int rows = group.rows;
+  const int64_t each_out = (args.y.cols + args.blocks - 1) / args.blocks;
+  const int64_t begin = part * each_out;
+  const int64_t end = min(begin + each_out, args.y.cols);
+  // b is read after the products: have it in the L2 cache by then.
+  for (int64_t col = begin + threadIdx.x; col < end; col += update_threads) {
+    const int bytes = slot.rank * static_cast<int>(size_of(slot.b_type));
+    const char* line = static_cast<const char*>(slot.b) + col * slot.b_stride * size_of(slot.b_type);
+    for (int at = 0; at < bytes; at += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(line + at));
+  }
 
-// sum_k b[k] v[k], k ascending; wide: sixteen bytes of b at once.
-template <DType type>
-__device__ float dot(const void* b, const float* v, int rank, bool wide) {
-  float sum = 0.0f;
-  int k = 0;
-  if constexpr (type != DType::f32) {
-    if (wide) {
-      for (; k + 8 <= rank; k += 8) {
-        uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(b) + k);
-        const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-          uint16_t half = static_cast<uint16_t>(words[j / 2] >> (16 * (j % 2)));
-          sum = fmaf(type == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half), v[k + j], sum);
+  const int each_rank = (slot.rank + cluster - 1) / cluster;
+  const int first_rank = part % cluster * each_rank;
+  const int end_rank = min(first_rank + each_rank, slot.rank);
+  Pass pass;
+  pass.x = {static_cast<const char*>(args.x.data), args.x.row_stride * size_of(args.x.type), args.x.type,
+            aligned_rows(args.x.data, args.x.row_stride, args.x.type)};
+  pass.row = row;
+  pass.rows = rows;
+  pass.width = args.x.cols;
+  pass.chunk = update_chunk_bytes / (slot.a_type == DType::f32 || args.x.type == DType::f32 ? 4 : 2);
+  pass.shared = reinterpret_cast<char*>(v + args.shape.rows * args.shape.v_stride);
+  pass.stage_bytes = (args.shape.pass + args.shape.rows) * update_chunk_stride;
+  bool all_here = false;  // the cluster's blocks have started, so that their memory may be written
+  for (int first = first_rank; first < end_rank; first += args.shape.pass) {
+    pass.a = {static_cast<const char*>(slot.a) + static_cast<int64_t>(first) * slot.a_stride * size_of(slot.a_type),
+              slot.a_stride * size_of(slot.a_type), slot.a_type, aligned_rows(slot.a, slot.a_stride, slot.a_type)};
+    pass.ranks = min(args.shape.pass, end_rank - first);
+    float kept[2] = {};
+    with_type(slot.a_type, [&](auto a_type) {
+      with_type(args.x.type, [&](auto x_type) {
+        if (rows <= 4) {
+          products<decltype(a_type)::value, decltype(x_type)::value, 1>(pass, kept);
+        } else {
+          products<decltype(a_type)::value, decltype(x_type)::value, 2>(pass, kept);
         }
-      }
-    }
-  } else if (wide) {
-    for (; k + 4 <= rank; k += 4) {
-      float4 four = *reinterpret_cast<const float4*>(static_cast<const float*>(b) + k);
-      sum = fmaf(four.x, v[k], sum);
-      sum = fmaf(four.y, v[k + 1], sum);
-      sum = fmaf(four.z, v[k + 2], sum);
-      sum = fmaf(four.w, v[k + 3], sum);
+      });
+    });
+    if (!all_here) cluster_wait();
+    all_here = true;
+    const ProductOwner own = ProductOwner::of(static_cast<int>(threadIdx.x));
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int in_group = own.row + i * ProductOwner::rows_apart;
+      if (own.rank >= pass.ranks || in_group >= rows) continue;
+      store_in(v + in_group * args.shape.v_stride + first + own.rank, own.lane, kept[i]);
     }
   }
-  for (; k < rank; k++) sum = fmaf(element<type>(b, k), v[k], sum);
-  return sum;
-}
+  if (!all_here) cluster_wait();
+  cluster_arrive();
+  cluster_wait();
 
-__device__ const void* past(const void* data, int64_t elements, DType type) {
-  return static_cast<const char*>(data) + elements * size_of(type);
-}
-
-__global__ void __launch_bounds__(block_threads, 2) update_batch(const __grid_constant__ BatchArgs args) {
-  extern __shared__ float v[];
-  int which = static_cast<int>(blockIdx.x) / args.parts;
-  int part = static_cast<int>(blockIdx.x) % args.parts;
-  int64_t row = args.rows[which];
-  const Slot& slot = args.slots[args.slot[which]];
-  const void* x = past(args.x.data, row * args.x.row_stride, args.x.type);
-  products(slot.rank, v, [&](int k, int lane) {
-    const void* a = past(slot.a, static_cast<int64_t>(k) * slot.a_stride, slot.a_type);
-    if (slot.a_type == DType::f32) return lane_sum_of<DType::f32>(a, x, args.x.type, args.x.cols, lane);
-    if (slot.a_type == DType::bf16) return lane_sum_of<DType::bf16>(a, x, args.x.type, args.x.cols, lane);
-    return lane_sum_of<DType::f16>(a, x, args.x.type, args.x.cols, lane);
+  with_type(slot.b_type, [&](auto type) {
+    constexpr DType b_type = decltype(type)::value;
+    if (rows == 1) {
+      outputs<b_type, 1>(args.y, row, rows, slot, v, args.shape.v_stride, begin, end);
+    } else if (rows <= 4) {
+      outputs<b_type, 4>(args.y, row, rows, slot, v, args.shape.v_stride, begin, end);
+    } else {
+      outputs<b_type, 8>(args.y, row, rows, slot, v, args.shape.v_stride, begin, end);
+    }
   });
-  bool wide = reinterpret_cast<uintptr_t>(slot.b) % 16 == 0 && slot.b_stride * size_of(slot.b_type) % 16 == 0;
-  int64_t each = (args.y.cols + args.parts - 1) / args.parts;
-  int64_t end = (part + 1) * each < args.y.cols ? (part + 1) * each : args.y.cols;
-  for (int64_t col = part * each + threadIdx.x; col < end; col += block_threads) {
-    const void* b = past(slot.b, col * slot.b_stride, slot.b_type);
-    float sum = slot.b_type == DType::f32    ? dot<DType::f32>(b, v, slot.rank, wide)
-                : slot.b_type == DType::bf16 ? dot<DType::bf16>(b, v, slot.rank, wide)
-                                             : dot<DType::f16>(b, v, slot.rank, wide);
-    args.y.set(row, col, fmaf(slot.scale, sum, args.y.at(row, col)));
-  }
 }
 
 int update_plainly(const LowRankUpdateParams& params, cudaStream_t stream) {
-  UpdateArgs args = {};
+  PlainArgs args = {};
   args.y = params.y;
   args.x = params.x;
   for (int64_t a = 0; a < params.count; a++) {
@@ -182,9 +187,10 @@ int update_plainly(const LowRankUpdateParams& params, cudaStream_t stream) {
     args.count = 0;
     for (int64_t t = 0; t < params.y.rows; t++) {
       if (params.rows[t] == a) args.rows[args.count++] = static_cast<int32_t>(t);
-      if (args.count == most_rows || (t == params.y.rows - 1 && args.count > 0)) {
-        size_t shared = shared_bytes(args.adapter.rank());
-        update_plain<<<static_cast<unsigned>(args.count), block_threads, shared, stream>>>(args);
+      if (args.count == plain_rows || (t == params.y.rows - 1 && args.count > 0)) {
+        // Whole groups of four: ptxas reads the last products as a vector, past the rank.
+        size_t shared = static_cast<size_t>((args.adapter.rank() + 3) / 4 * 4) * sizeof(float);
+        update_plain<<<static_cast<unsigned>(args.count), update_threads, shared, stream>>>(args);
         cudaError_t error = cudaGetLastError();
         if (error) return error;
         args.count = 0;
@@ -208,15 +214,48 @@ bool batchable(const LowRankUpdateParams& params) {
   return !(plain && *plain == '1');
 }
 
-cudaError_t launch(BatchArgs& args, int rows, int rank, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  // Enough blocks for the device, and at least 256 outputs to a block.
-  int64_t most_parts = (args.y.cols + block_threads - 1) / block_threads;
-  int64_t parts = 264 / rows < 1 ? 1 : 264 / rows;
-  parts = parts < 16 ? parts : 16;
-  args.parts = static_cast<int32_t>(parts < most_parts ? parts : most_parts);
-  update_batch<<<static_cast<unsigned>(rows * args.parts), block_threads, shared_bytes(rank), stream>>>(args);
-  return cudaGetLastError();
+// cluster: the blocks that share a group's products, device_cluster of the code that will run.
+template <typename Args>
+cudaError_t launch(const LowRankUpdateParams& params, BatchPlan& plan, int cluster, cudaStream_t stream) {
+  Args args;
+  args.y = params.y;
+  args.x = params.x;
+  int64_t rank = 0;
+  for (int s = 0; s < plan.adapters; s++) {
+    const LowRank& adapter = params.adapters[plan.adapter[s]];
+    args.slots[s] = {adapter.a.data,
+                     adapter.b.data,
+                     static_cast<int32_t>(adapter.a.row_stride),
+                     static_cast<int32_t>(adapter.b.row_stride),
+                     static_cast<int32_t>(adapter.rank()),
+                     adapter.scale,
+                     adapter.a.type,
+                     adapter.b.type};
+    rank = rank > adapter.rank() ? rank : adapter.rank();
+  }
+  args.shape = UpdateShape::choose(plan.rows, rank, cluster);
+  plan.cut(args.shape.rows);
+  for (int i = 0; i < plan.rows; i++) args.row[i] = plan.row[i];
+  for (int g = 0; g < plan.groups; g++) args.group[g] = plan.group[g];
+  args.blocks = blocks_for_group(plan.groups, params.y.cols, cluster);
+
+  auto kernel = update_batch<Args>;
+  if (args.shape.shared > 48 * 1024) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_update_shared);
+    if (error) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(plan.groups * args.blocks));
+  config.blockDim = dim3(update_threads);
+  config.dynamicSmemBytes = static_cast<size_t>(args.shape.shared);
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args);
 }
 
 }  // namespace
@@ -226,41 +265,17 @@ int low_rank_update_cuda(const LowRankUpdateParams& params, const Place& place) 
   if (device.error()) return device.error();
   cudaStream_t stream = static_cast<cudaStream_t>(place.stream);
   if (!batchable(params)) return update_plainly(params, stream);
-  BatchArgs args;
-  args.y = params.y;
-  args.x = params.x;
-  int rows = 0, slots = 0, rank = 0;
-  // The slots in use, by adapter: a launch ends when either table is full.
-  int64_t slot_of[most_slots];
-  for (int64_t t = 0; t < params.y.rows; t++) {
-    int64_t which = params.rows[t];
-    if (which < 0) continue;
-    int slot = slots - 1;
-    while (slot >= 0 && slot_of[slot] != which) slot--;
-    if (rows == most_rows || (slot < 0 && slots == most_slots)) {
-      cudaError_t error = launch(args, rows, rank, stream);
-      if (error) return error;
-      rows = slots = rank = 0;
-      slot = -1;
-    }
-    if (slot < 0) {
-      const LowRank& adapter = params.adapters[which];
-      slot = slots++;
-      slot_of[slot] = which;
-      args.slots[slot] = {adapter.a.data,
-                          adapter.b.data,
-                          static_cast<int32_t>(adapter.a.row_stride),
-                          static_cast<int32_t>(adapter.b.row_stride),
-                          static_cast<int32_t>(adapter.rank()),
-                          adapter.scale,
-                          adapter.a.type,
-                          adapter.b.type};
-      rank = rank > args.slots[slot].rank ? rank : args.slots[slot].rank;
-    }
-    args.rows[rows] = static_cast<int32_t>(t);
-    args.slot[rows++] = static_cast<uint8_t>(slot);
+  int major = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.ordinal);
+  int cluster = major >= 9 ? 8 : 1;
+  BatchPlan plan;
+  for (int64_t t = 0; t < params.y.rows && !error;) {
+    t = plan.take(params.rows, t, params.y.rows);
+    if (plan.rows == 0) break;
+    bool small = plan.rows <= small_rows && plan.adapters <= small_slots;
+    error = small ? launch<SmallArgs>(params, plan, cluster, stream) : launch<LargeArgs>(params, plan, cluster, stream);
   }
-  return launch(args, rows, rank, stream);
+  return error;
 }
 
 }  // namespace lora4j

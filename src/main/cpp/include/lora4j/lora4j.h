@@ -85,6 +85,15 @@ L4_API const char* l4_last_error(void);
  * elements of w may share memory, nor may w and a factor. No update leaves w untouched. On CUDA count <= 32. */
 L4_API int l4_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count, const l4_place* place);
 
+/* w = round(from + sum_i scale_i b_i a_i), as l4_merge gives it, and whether all of it is finite.
+ *
+ * from is read only: a matrix of w's shape and type that shares no memory with it, or w itself, or null for w. If a
+ * written element is infinite or NaN, *not_finite becomes 1; otherwise it is left as it is, so set it to 0 before. It
+ * is memory of the place (on CUDA: of the device, written in the stream's order), 4-byte aligned and apart from w, or
+ * null for no check. A separate from keeps the original where the result may be refused, without another pass. */
+L4_API int l4_merge_checked(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count,
+                            int32_t* not_finite, const l4_place* place);
+
 /* y[t] = round(y[t] + scale_a b_a (a_a x[t])) with a = rows[t], in place; y (T, out), x (T, in).
  *
  * rows is host memory of y->rows entries: an index into adapters, or -1 to leave the row untouched. Ranks may differ.
