@@ -1,4 +1,4 @@
-"""Times the operations on a GPU beside PyTorch and PEFT. python bench.py LIBRARY FOLDER
+"""Times the operations on a GPU beside PyTorch and PEFT. python bench.py LIBRARY FOLDER VARIANT...
 
 Times are of the device alone: calls in a replayed CUDA graph, ours and the others' alike. PEFT's safe merge and its
 mixed batch wait for the device, so they are the sum of their kernels, which favours them.
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
-from lora4j import Library
+from lora4j import Library, kernels
 from report import report
 from timing import device_ms, kernels_ms, wall_ms
 
 GIB = 1 << 30
+TIMED = sys.argv[3:]
 
 
 def copy_ms(target, sources):
@@ -50,13 +51,18 @@ def merge_rows(l4, peft):
                     l4.merge_checked(target, ws[i], updates, flag, table)
 
                 row = {"op": "merge", "shape": f"{out}x{width}", "r": r, "adapters": adapters}
-                row["ms"] = device_ms(lambda i: l4.merge(ws[i], updates, table), buffers)
-                row["ms_bf16_factors"] = device_ms(lambda i: l4.merge(ws[i], halves, half_table), buffers)
-                row["safe"] = device_ms(safe, buffers)
                 row |= {"copy": copy, "addmm": device_ms(addmm, buffers)}
                 if peft:
                     row |= peft_merge(out, width, r, adapters)
-                yield row
+                for variant in TIMED:
+                    with kernels(variant):
+                        ours = {
+                            "kernels": variant,
+                            "ms": device_ms(lambda i: l4.merge(ws[i], updates, table), buffers),
+                            "ms_bf16_factors": device_ms(lambda i: l4.merge(ws[i], halves, half_table), buffers),
+                            "safe": device_ms(safe, buffers),
+                        }
+                    yield row | ours
         del ws, target
         torch.cuda.empty_cache()
 
@@ -127,7 +133,7 @@ def update_rows(l4, peft):
 
         turns = max(sets, 4)
         row = {"op": "update", "batch": batch, "distinct": distinct, "r": r, "width": width}
-        row |= {"ms": device_ms(ours, sets), "base_linear": device_ms(linear, 4), "both": device_ms(both, turns)}
+        row["base_linear"] = device_ms(linear, 4)
         stacked = [(torch.stack([a for a, _, _ in h]), torch.stack([b for _, b, _ in h])) for h in held]
         which = torch.tensor(rows, device="cuda")
 
@@ -139,7 +145,9 @@ def update_rows(l4, peft):
         row["bytes"] = (distinct * 2 * r * width + batch * 3 * width) * 2
         if peft and distinct <= 64:
             row |= peft_rows(x, rows, distinct, r, width)
-        yield row
+        for variant in TIMED:
+            with kernels(variant):
+                yield row | {"kernels": variant, "ms": device_ms(ours, sets), "both": device_ms(both, turns)}
         del held, stacked, base
 
 

@@ -1,6 +1,6 @@
 """Every operation on the GPU: near float64, the bits of the CPU kernels, streams, graphs, refusals.
 
-python check.py LIBRARY [--small]     --small leaves out what is slow under a sanitizer
+python check.py LIBRARY VARIANT [--small]     tiled, pipelined or plain; --small leaves out what is slow
 """
 
 import itertools
@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from lora4j import Library, Refused
+from lora4j import Library, Refused, kernels
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 STEP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -250,15 +250,16 @@ def main():
     l4 = Library(sys.argv[1])
     small = "--small" in sys.argv
     print(l4.info(), "on", torch.cuda.get_device_name())
-    check_merge(l4, small)
-    check_special_values(l4)
-    check_checked(l4)
-    check_update(l4, small)
-    check_refusals(l4)
-    if not small:
-        check_streams(l4)
-        check_far(l4)
-    print(f"{done} checks passed")
+    with kernels(sys.argv[2]):
+        check_merge(l4, small)
+        check_special_values(l4)
+        check_checked(l4)
+        check_update(l4, small)
+        check_refusals(l4)
+        if not small:
+            check_streams(l4)
+            check_far(l4)
+    print(f"{sys.argv[2]}: {done} checks passed")
 
 
 main()

@@ -1,6 +1,8 @@
 """The C interface of lora4j.h on torch tensors."""
 
+import contextlib
 import ctypes
+import os
 
 import torch
 
@@ -32,6 +34,24 @@ def place(t: torch.Tensor) -> Place:
     return Place(1, t.device.index or 0, torch.cuda.current_stream(t.device).cuda_stream)
 
 
+SWITCHES = {"tiled": None, "pipelined": "LORA4J_CUDA_PIPELINED", "plain": "LORA4J_CUDA_PLAIN"}
+
+
+@contextlib.contextmanager
+def kernels(variant):
+    """Calls within use these CUDA kernels. The library looks at the environment with each call."""
+    for switch in SWITCHES.values():
+        if switch:
+            os.environ.pop(switch, None)
+    if SWITCHES[variant]:
+        os.environ[SWITCHES[variant]] = "1"
+    try:
+        yield
+    finally:
+        if SWITCHES[variant]:
+            del os.environ[SWITCHES[variant]]
+
+
 class Refused(Exception):
     """A call that gave an error code: the code and l4_last_error()."""
 
@@ -39,7 +59,7 @@ class Refused(Exception):
 class Library:
     def __init__(self, path: str):
         self.c = ctypes.CDLL(path)
-        for name in ("l4_build_info", "l4_last_error", "l4_version"):
+        for name in ("l4_build_info", "l4_cpu_isa", "l4_last_error", "l4_version"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.c.l4_merge.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_void_p]
         self.c.l4_merge_checked.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] + [ctypes.c_void_p] * 2

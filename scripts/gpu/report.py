@@ -70,27 +70,27 @@ def report(about, rows):
     ]
     merges = [
         [
-            r["shape"], str(r["r"]), str(r["adapters"]), us(r["ms"]), us(r["ms_bf16_factors"]), us(r["safe"]), us(r["copy"]),
-            us(r["addmm"]), us(r.get("peft")), us(r.get("peft_safe")), us(r.get("peft_wall")), us(r.get("peft_safe_wall")),
+            r["shape"], str(r["r"]), str(r["adapters"]), r["kernels"], us(r["ms"]), us(r["ms_bf16_factors"]), us(r["safe"]),
+            us(r["copy"]), us(r["addmm"]), us(r.get("peft")), us(r.get("peft_safe")), us(r.get("peft_wall")), us(r.get("peft_safe_wall")),
             times(ratio(r.get("peft"), r["ms"])), times(ratio(r.get("peft_safe"), r["safe"])),
             f"{r['copy'] / r['ms']:.0%}", merge_targets(r),
         ]
         for r in rows if r["op"] == "merge"
     ]  # fmt: skip
-    names = "shape, r, adapters, f32 factors, bf16 factors, safe, copy, addmm, PEFT, PEFT safe, PEFT wall, PEFT safe wall"
-    names += ", PEFT / ours, PEFT safe / safe, of copy, targets"
+    names = "shape, r, adapters, kernels, f32 factors, bf16 factors, safe, copy, addmm, PEFT, PEFT safe, PEFT wall"
+    names += ", PEFT safe wall, PEFT / ours, PEFT safe / safe, of copy, targets"
     lines += table(names.split(", "), merges)
     lines += ["", "## lowRankUpdate", ""]
     lines += ["Added: what the update adds to the base linear it follows, of that linear's time.", ""]
     updates = [
         [
-            str(r["batch"]), str(r["distinct"]), str(r["r"]), str(r["width"]), us(r["ms"]), us(r["base_linear"]), us(r["both"]),
-            f"{r['both'] / r['base_linear'] - 1:.0%}", us(r["bmm"]), us(r.get("peft")), us(r.get("peft_wall")),
+            str(r["batch"]), str(r["distinct"]), str(r["r"]), str(r["width"]), r["kernels"], us(r["ms"]),
+            us(r["base_linear"]), us(r["both"]), f"{r['both'] / r['base_linear'] - 1:.0%}", us(r["bmm"]), us(r.get("peft")), us(r.get("peft_wall")),
             times(ratio(r.get("peft"), r["ms"])), times(r["ms"] / floor(r)), update_targets(r, floor(r)),
         ]
         for r in rows if r["op"] == "update"
     ]  # fmt: skip
-    names = "batch, distinct, r, width, ours, base linear, both, added, bmm gather, PEFT, PEFT wall, PEFT / ours"
+    names = "batch, distinct, r, width, kernels, ours, base linear, both, added, bmm gather, PEFT, PEFT wall, PEFT / ours"
     names += ", of bytes' floor, targets"
     lines += table(names.split(", "), updates)
     return "\n".join(lines) + "\n"

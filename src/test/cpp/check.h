@@ -92,8 +92,14 @@ struct Updates {
   std::vector<lora4j::LowRank> views;
 
   void add(Random& random, int64_t rank, int64_t in, int64_t out) {
-    buffers.push_back(random.matrix(rank, in));
-    buffers.push_back(random.matrix(out, rank));
+    add(random, random.matrix(rank, in), random.matrix(out, rank));
+  }
+  void add(Random& random, int64_t rank, int64_t in, int64_t out, Layout layout) {
+    add(random, random.matrix(rank, in, random.type(), layout), random.matrix(out, rank, random.type(), layout));
+  }
+  void add(Random& random, Buffer a, Buffer b) {
+    buffers.push_back(std::move(a));
+    buffers.push_back(std::move(b));
     double scale = random.scale();
     size_t n = buffers.size();
     list.push_back({*buffers[n - 2].get(), *buffers[n - 1].get(), scale});

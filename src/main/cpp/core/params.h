@@ -17,6 +17,15 @@ struct Matrix {
 
   L4_HD float at(int64_t i, int64_t j) const { return load(data, i * row_stride + j * col_stride, type); }
   L4_HD void set(int64_t i, int64_t j, float value) const { store(data, i * row_stride + j * col_stride, type, value); }
+  // The same bits, of a matrix of the same type.
+  L4_HD void copy(int64_t i, int64_t j, const Matrix& from) const {
+    int64_t to = i * row_stride + j * col_stride, at = i * from.row_stride + j * from.col_stride;
+    if (type == DType::f32) {
+      static_cast<uint32_t*>(data)[to] = static_cast<const uint32_t*>(from.data)[at];
+    } else {
+      static_cast<uint16_t*>(data)[to] = static_cast<const uint16_t*>(from.data)[at];
+    }
+  }
   L4_HD Matrix transposed() const { return {data, cols, rows, col_stride, row_stride, type}; }
 };
 

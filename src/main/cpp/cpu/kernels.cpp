@@ -16,61 +16,44 @@
 #define L4_NAME "plain"
 #endif
 
+#include "cpu/pack.h"
+
 #define L4_UNROLL _Pragma("GCC unroll 16")
 
 namespace lora4j {
 namespace {
 
 using V = Simd::V;
-constexpr int width = Simd::width;
-constexpr int vectors = Simd::tile_vectors;
-constexpr int tile_cols = width * vectors;
 constexpr int lane_vectors = dot_lanes / width;
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-template <DType T>
-void pack_left_as(const Matrix& b, int64_t row, int64_t count, float* out) {
-  for (int64_t first = 0; first < count; first += tile_rows) {
-    int64_t rows = min_of(tile_rows, count - first);
-    for (int64_t m = 0; m < rows; m++) {
-      int64_t index = (row + first + m) * b.row_stride;
-      for (int64_t k = 0; k < b.cols; k++) out[k * tile_rows + m] = load(b.data, index + k * b.col_stride, T);
-    }
-    out += b.cols * tile_rows;
-  }
-}
+// One register tile of a strip of rows.
+struct Tile {
+  int64_t row;  // number of the strip
+  int64_t col;  // number of the tile in it
+  bool direct;  // whole, with contiguous columns in both matrices
+  const int64_t* from;  // index of the first element of each row in the source
+  const int64_t* to;    // and in the target
+};
 
-template <DType T>
-void pack_right_as(const Matrix& a, int64_t col, int64_t count, float* out) {
-  for (int64_t first = 0; first < count; first += tile_cols) {
-    int64_t cols = min_of(tile_cols, count - first);
-    int64_t index = (col + first) * a.col_stride;
-    if (a.col_stride == 1 && cols == tile_cols) {
-      for (int64_t k = 0; k < a.rows; k++) {
-        L4_UNROLL for (int n = 0; n < vectors; n++) {
-          Simd::keep(out + k * tile_cols + n * width, Simd::load<T>(a.data, index + k * a.row_stride + n * width));
-        }
-      }
-    } else {
-      for (int64_t j = 0; j < tile_cols; j++) {
-        for (int64_t k = 0; k < a.rows; k++) {
-          out[k * tile_cols + j] = j < cols ? load(a.data, index + k * a.row_stride + j * a.col_stride, T) : 0.0f;
-        }
-      }
-    }
-    out += a.rows * tile_cols;
-  }
-}
-
-// One register tile: m rows, tile_cols columns. Values pass through the buffer between panels, and at both ends when
-// the target's columns are not one full contiguous tile.
+// m rows, tile_cols columns. Values pass through the buffer between panels, and at both ends when the tile is not direct.
 template <int m, DType T>
-void tile(const Block& block, int64_t tile_row, int64_t tile_col, const int64_t* index, bool direct, float* buffer) {
+void tile(const Block& block, const Tile& at, float* buffer) {
   for (int64_t u = 0; u < block.panel_count; u++) {
     const Panel& panel = block.panels[u];
-    const float* left = panel.left + tile_row * panel.rank * tile_rows;
-    const float* right = panel.right + tile_col * panel.rank * tile_cols;
+    const float* left = panel.left + at.row * panel.rank * tile_rows;
+    const float* right = panel.right + at.col * panel.rank * tile_cols;
+    bool from_source = at.direct && u == 0;
+    bool to_target = at.direct && u == block.panel_count - 1;
+    if (from_source) {
+      // The tile after the next one, while this one is multiplied.
+      const char* ahead = static_cast<const char*>(block.source.data) + 2 * tile_cols * size_of(T);
+      constexpr int64_t bytes = tile_cols * (T == DType::f32 ? 4 : 2);
+      for (int i = 0; i < m; i++) {
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(ahead + at.from[i] * size_of(T) + line);
+      }
+    }
     V sum[m][vectors];
     L4_UNROLL for (int i = 0; i < m; i++) {
       L4_UNROLL for (int n = 0; n < vectors; n++) sum[i][n] = Simd::zero();
@@ -84,17 +67,23 @@ void tile(const Block& block, int64_t tile_row, int64_t tile_col, const int64_t*
       }
     }
     V scale = Simd::broadcast(panel.scale);
-    bool from_target = direct && u == 0;
-    bool to_target = direct && u == block.panel_count - 1;
     L4_UNROLL for (int i = 0; i < m; i++) {
-      L4_UNROLL for (int n = 0; n < vectors; n++) {
+      L4_UNROLL for (int n = 0; n < vectors; n += 2) {
         float* kept = buffer + i * tile_cols + n * width;
-        V w = from_target ? Simd::load<T>(block.target.data, index[i] + n * width) : Simd::load<DType::f32>(kept, 0);
-        w = Simd::fma(scale, sum[i][n], w);
-        if (to_target) {
-          Simd::store<T>(block.target.data, index[i] + n * width, w);
+        V first, second;
+        if (from_source) {
+          Simd::load_pair<T>(block.source.data, at.from[i] + n * width, first, second);
         } else {
-          Simd::keep(kept, w);
+          first = Simd::load<DType::f32>(kept, 0);
+          second = Simd::load<DType::f32>(kept, width);
+        }
+        first = Simd::fma(scale, sum[i][n], first);
+        second = Simd::fma(scale, sum[i][n + 1], second);
+        if (to_target) {
+          Simd::store_pair<T>(block.target.data, at.to[i] + n * width, first, second);
+        } else {
+          Simd::keep(kept, first);
+          Simd::keep(kept + width, second);
         }
       }
     }
@@ -102,37 +91,91 @@ void tile(const Block& block, int64_t tile_row, int64_t tile_col, const int64_t*
 }
 
 template <DType T>
-void block_as(const Block& block) {
-  alignas(64) float buffer[tile_rows * tile_cols] = {};
-  const Matrix& target = block.target;
-  for (int64_t first = 0; first < block.row_count; first += tile_rows) {
-    int64_t rows = min_of(tile_rows, block.row_count - first);
-    for (int64_t j = 0; j < block.col_count; j += tile_cols) {
-      int64_t cols = min_of(tile_cols, block.col_count - j);
-      bool direct = target.col_stride == 1 && cols == tile_cols;
-      int64_t index[tile_rows];
-      for (int64_t i = 0; i < rows; i++) {
-        int64_t row = block.row_numbers ? block.row_numbers[first + i] : block.row + first + i;
-        index[i] = row * target.row_stride + (block.col + j) * target.col_stride;
-        for (int64_t n = 0; n < cols && !direct; n++) {
-          buffer[i * tile_cols + n] = load(target.data, index[i] + n * target.col_stride, T);
-        }
-      }
-      switch (rows) {
-        case 1: tile<1, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-        case 2: tile<2, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-        case 3: tile<3, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-        case 4: tile<4, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-        case 5: tile<5, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-        default: tile<6, T>(block, first / tile_rows, j / tile_cols, index, direct, buffer); break;
-      }
-      for (int64_t i = 0; i < rows && !direct; i++) {
-        for (int64_t n = 0; n < cols; n++) {
-          store(target.data, index[i] + n * target.col_stride, T, buffer[i * tile_cols + n]);
-        }
-      }
+void tile_of(int64_t rows, const Block& block, const Tile& at, float* buffer) {
+  switch (rows) {
+    case 1: return tile<1, T>(block, at, buffer);
+    case 2: return tile<2, T>(block, at, buffer);
+    case 3: return tile<3, T>(block, at, buffer);
+    case 4: return tile<4, T>(block, at, buffer);
+    case 5: return tile<5, T>(block, at, buffer);
+    default: return tile<6, T>(block, at, buffer);
+  }
+}
+
+// The bits of the largest magnitude: of all types they are in the order of the numbers, infinity and NaN last.
+template <typename Bits>
+Bits largest(const Bits* data, int64_t count, int64_t stride) {
+  constexpr Bits magnitude = static_cast<Bits>(~Bits{0}) >> 1;
+  Bits most = 0;
+  if (stride == 1) {
+    for (int64_t n = 0; n < count; n++) {
+      Bits bits = static_cast<Bits>(data[n] & magnitude);
+      most = bits > most ? bits : most;
+    }
+  } else {
+    for (int64_t n = 0; n < count; n++) {
+      Bits bits = static_cast<Bits>(data[n * stride] & magnitude);
+      most = bits > most ? bits : most;
     }
   }
+  return most;
+}
+
+template <DType T>
+bool finite(const Matrix& m, int64_t index, int64_t count) {
+  if constexpr (T == DType::f32) {
+    return largest(static_cast<const uint32_t*>(m.data) + index, count, m.col_stride) < 0x7f800000u;
+  } else {
+    return largest(static_cast<const uint16_t*>(m.data) + index, count, m.col_stride) < (T == DType::bf16 ? 0x7f80u : 0x7c00u);
+  }
+}
+
+template <DType T>
+bool block_as(const Block& block) {
+  alignas(64) float buffer[tile_rows * tile_cols] = {};
+  const Matrix& source = block.source;
+  const Matrix& target = block.target;
+  bool contiguous = source.col_stride == 1 && target.col_stride == 1;
+  bool all_finite = true;
+  for (int64_t first = 0; first < block.row_count; first += tile_rows) {
+    int64_t rows = min_of(tile_rows, block.row_count - first);
+    int64_t from[tile_rows], to[tile_rows];
+    for (int64_t i = 0; i < rows; i++) {
+      int64_t row = block.row_numbers ? block.row_numbers[first + i] : block.row + first + i;
+      from[i] = row * source.row_stride + block.col * source.col_stride;
+      to[i] = row * target.row_stride + block.col * target.col_stride;
+    }
+    for (int64_t j = 0; j < block.col_count && block.panel_count > 0; j += tile_cols) {
+      int64_t cols = min_of(tile_cols, block.col_count - j);
+      Tile at = {first / tile_rows, j / tile_cols, contiguous && cols == tile_cols, from, to};
+      if (!at.direct) {
+        for (int64_t i = 0; i < rows; i++) {
+          for (int64_t n = 0; n < tile_cols; n++) {
+            int64_t column = column_at<Simd::interleaved<T>>(n);
+            if (column < cols) buffer[i * tile_cols + n] = load(source.data, from[i] + column * source.col_stride, T);
+          }
+        }
+      }
+      tile_of<T>(rows, block, at, buffer);
+      if (!at.direct) {
+        for (int64_t i = 0; i < rows; i++) {
+          for (int64_t n = 0; n < tile_cols; n++) {
+            int64_t column = column_at<Simd::interleaved<T>>(n);
+            if (column < cols) store(target.data, to[i] + column * target.col_stride, T, buffer[i * tile_cols + n]);
+          }
+        }
+      }
+      for (int64_t i = 0; i < rows; i++) {
+        from[i] += tile_cols * source.col_stride;
+        to[i] += tile_cols * target.col_stride;
+      }
+    }
+    for (int64_t i = 0; i < rows && block.check; i++) {
+      int64_t row = block.row + first + i;
+      all_finite &= finite<T>(target, row * target.row_stride + block.col * target.col_stride, block.col_count);
+    }
+  }
+  return all_finite;
 }
 
 float tree_sum(float* lane) {
@@ -239,20 +282,18 @@ void pack_left(const Matrix& b, int64_t row, int64_t count, float* out) {
   }
 }
 
-void pack_right(const Matrix& a, int64_t col, int64_t count, float* out) {
+void pack_right(const Matrix& a, int64_t col, int64_t count, DType target, float* out) {
   switch (a.type) {
-    case DType::f32: pack_right_as<DType::f32>(a, col, count, out); break;
-    case DType::bf16: pack_right_as<DType::bf16>(a, col, count, out); break;
-    case DType::f16: pack_right_as<DType::f16>(a, col, count, out); break;
+    case DType::f32: pack_right_for<DType::f32>(a, col, count, target, out); break;
+    case DType::bf16: pack_right_for<DType::bf16>(a, col, count, target, out); break;
+    case DType::f16: pack_right_for<DType::f16>(a, col, count, target, out); break;
   }
 }
 
-void block(const Block& block) {
-  switch (block.target.type) {
-    case DType::f32: block_as<DType::f32>(block); break;
-    case DType::bf16: block_as<DType::bf16>(block); break;
-    case DType::f16: block_as<DType::f16>(block); break;
-  }
+bool block(const Block& block) {
+  if (block.target.type == DType::f32) return block_as<DType::f32>(block);
+  if (block.target.type == DType::bf16) return block_as<DType::bf16>(block);
+  return block_as<DType::f16>(block);
 }
 
 const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot};

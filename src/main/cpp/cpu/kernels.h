@@ -8,7 +8,8 @@
 
 namespace lora4j {
 
-// Rows of a register tile: left factors are packed as [tile][k][tile_rows], right ones as [tile][k][tile_cols].
+// Rows of a register tile: left factors are packed as [tile][k][tile_rows], right ones as
+// [tile][k][tile_cols].
 constexpr int64_t tile_rows = 6;
 
 // Chains of a dot product; lane j sums elements j, j + 16, j + 32, ...
@@ -21,9 +22,11 @@ struct Panel {
   float scale;
 };
 
-// target[rows, cols] += sum over panels of scale * left right, in the order of lora4j.h.
+// target[rows, cols] = source[rows, cols] + sum over panels of scale * left right, in the order of lora4j.h. The source is
+// the target itself or apart from it, of the same type; without panels the target stays as it is.
 struct Block {
   Matrix target;
+  Matrix source;
   const int32_t* row_numbers;  // null: rows row .. row + row_count - 1
   int64_t row;
   int64_t row_count;
@@ -31,6 +34,7 @@ struct Block {
   int64_t col_count;
   const Panel* panels;
   int64_t panel_count;
+  bool check;  // whether to find what is not finite; for rows without numbers
 };
 
 // v[t, k] = a[k, :] . x[row_numbers[t], :], for contiguous rows of a and x; v is packed like a left factor.
@@ -49,8 +53,10 @@ struct Kernels {
   const char* name;
   int64_t tile_cols;
   void (*pack_left)(const Matrix& b, int64_t row, int64_t count, float* out);
-  void (*pack_right)(const Matrix& a, int64_t col, int64_t count, float* out);
-  void (*block)(const Block& block);
+  // The order of a packed row's columns depends on the type of the target.
+  void (*pack_right)(const Matrix& a, int64_t col, int64_t count, DType target, float* out);
+  // False if the check was asked for and an element of the block is not finite.
+  bool (*block)(const Block& block);
   void (*dot)(const DotBlock& block);
 };
 

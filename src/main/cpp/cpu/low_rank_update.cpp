@@ -113,9 +113,9 @@ void run_block(const Plan& plan, const Unit& unit, const Matrix& y, const float*
                const Kernels& table) {
   const Group& group = plan.groups[static_cast<size_t>(unit.group)];
   int64_t rank = group.adapter->rank();
-  table.pack_right(group.adapter->b.transposed(), unit.first, unit.count, pack);
+  table.pack_right(group.adapter->b.transposed(), unit.first, unit.count, y.type, pack);
   Panel panel = {v + group.v + unit.row * rank, pack, rank, group.adapter->scale};
-  table.block({y, plan.rows.data() + group.row + unit.row, 0, unit.row_count, unit.first, unit.count, &panel, 1});
+  table.block({y, y, plan.rows.data() + group.row + unit.row, 0, unit.row_count, unit.first, unit.count, &panel, 1, false});
 }
 
 }  // namespace

@@ -15,10 +15,10 @@ constexpr int64_t block_rows = 32 * tile_rows;
 constexpr int64_t panel_floats = 1 << 16;  // of packed right factors: half of a 512 KiB cache
 constexpr int64_t most_cols = 1024;
 
-// Blocks of rows x cols of w; those of one column range follow each other, so that its right panels are packed once.
+// Blocks of rows x cols of w; those of one row range follow each other, so that its left panels are packed once.
 struct Grid {
   int64_t cols;  // of a block
-  int64_t row_blocks;
+  int64_t col_blocks;
   int64_t count;
 };
 
@@ -27,17 +27,8 @@ Grid grid_for(const MergeParams& params, int64_t tile_cols) {
   for (int64_t u = 0; u < params.count; u++) rank += params.updates[u].rank();
   int64_t cols = panel_floats / (rank > 0 ? rank : 1) / tile_cols * tile_cols;
   cols = cols < tile_cols ? tile_cols : cols > most_cols ? most_cols : cols;
-  int64_t row_blocks = ceil_div(params.w.rows, block_rows);
-  return {cols, row_blocks, row_blocks * ceil_div(params.w.cols, cols)};
-}
-
-// A block of rows of w and where it comes from, element by element where the memory is not contiguous.
-template <typename Work>
-void for_runs(const Matrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols, Work work) {
-  bool contiguous = m.col_stride == 1 || cols == 1;
-  for (int64_t i = row; i < row + rows; i++) {
-    for (int64_t j = col; j < col + cols; j += contiguous ? cols : 1) work(i, j, contiguous ? cols : 1);
-  }
+  int64_t col_blocks = ceil_div(params.w.cols, cols);
+  return {cols, col_blocks, col_blocks * ceil_div(params.w.rows, block_rows)};
 }
 
 char* address(const Matrix& m, int64_t i, int64_t j) {
@@ -45,24 +36,11 @@ char* address(const Matrix& m, int64_t i, int64_t j) {
 }
 
 void copy_block(const Matrix& w, const Matrix& from, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  const Matrix& looser = w.col_stride == 1 ? from : w;
-  for_runs(looser, row, rows, col, cols, [&](int64_t i, int64_t j, int64_t count) {
-    std::memcpy(address(w, i, j), address(from, i, j), static_cast<size_t>(count * size_of(w.type)));
-  });
-}
-
-bool finite_block(const Matrix& w, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  uint32_t bad = 0;
-  const uint16_t exponent = w.type == DType::bf16 ? 0x7f80 : 0x7c00;
-  for_runs(w, row, rows, col, cols, [&](int64_t i, int64_t j, int64_t count) {
-    const void* run = address(w, i, j);
-    if (w.type == DType::f32) {
-      for (int64_t n = 0; n < count; n++) bad |= not_finite(static_cast<const float*>(run)[n]);
-    } else {
-      for (int64_t n = 0; n < count; n++) bad |= (static_cast<const uint16_t*>(run)[n] & exponent) == exponent;
-    }
-  });
-  return bad == 0;
+  bool contiguous = w.col_stride == 1 && from.col_stride == 1;
+  for (int64_t i = row; i < row + rows; i++) {
+    if (contiguous) std::memcpy(address(w, i, col), address(from, i, col), static_cast<size_t>(cols * size_of(w.type)));
+    for (int64_t j = col; j < col + cols && !contiguous; j++) w.copy(i, j, from);
+  }
 }
 
 class Worker {
@@ -84,8 +62,8 @@ class Worker {
 
   // False if the check was asked for and a written element is not finite.
   bool run(int64_t unit) {
-    int64_t row = unit % grid_.row_blocks * block_rows;
-    int64_t col = unit / grid_.row_blocks * grid_.cols;
+    int64_t row = unit / grid_.col_blocks * block_rows;
+    int64_t col = unit % grid_.col_blocks * grid_.cols;
     int64_t rows = least(block_rows, params_.w.rows - row);
     int64_t cols = least(grid_.cols, params_.w.cols - col);
     float* left = left_;
@@ -93,15 +71,15 @@ class Worker {
     for (int64_t u = 0; u < params_.count; u++) {
       const LowRank& update = params_.updates[u];
       panels_[u] = {left, right, update.rank(), update.scale};
-      kernels_.pack_left(update.b, row, rows, left);
-      if (col != packed_col_) kernels_.pack_right(update.a, col, cols, right);
+      if (row != packed_row_) kernels_.pack_left(update.b, row, rows, left);
+      kernels_.pack_right(update.a, col, cols, params_.w.type, right);
       left += update.rank() * block_rows;
       right += update.rank() * grid_.cols;
     }
-    packed_col_ = col;
-    if (params_.from.data != params_.w.data) copy_block(params_.w, params_.from, row, rows, col, cols);
-    if (params_.count > 0) kernels_.block({params_.w, nullptr, row, rows, col, cols, panels_, params_.count});
-    return !params_.not_finite || finite_block(params_.w, row, rows, col, cols);
+    packed_row_ = row;
+    if (params_.count == 0 && params_.from.data != params_.w.data) copy_block(params_.w, params_.from, row, rows, col, cols);
+    return kernels_.block({params_.w, params_.from, nullptr, row, rows, col, cols, panels_, params_.count,
+                           params_.not_finite != nullptr});
   }
 
  private:
@@ -113,7 +91,7 @@ class Worker {
   Panel* panels_ = nullptr;
   float* left_ = nullptr;
   float* right_ = nullptr;
-  int64_t packed_col_ = -1;
+  int64_t packed_row_ = -1;
 };
 
 bool run(const MergeParams& params, int threads) {

@@ -2,9 +2,7 @@
 // is rounded to nearest even, and a NaN that is kept becomes the canonical one of its type.
 #pragma once
 
-#include <cuda_fp16.h>
-
-#include "core/element.h"
+#include "cuda/device.h"
 
 namespace lora4j {
 
@@ -17,34 +15,28 @@ struct Type {
 
 // Calls work with the Type of a run-time type.
 template <typename Work>
-__device__ __forceinline__ void with_type(DType type, Work work) {
+L4_DEVICE void with_type(DType type, Work work) {
   if (type == DType::f32) return work(Type<DType::f32>());
   if (type == DType::bf16) return work(Type<DType::bf16>());
   work(Type<DType::f16>());
 }
 
 template <DType type>
-__device__ __forceinline__ float widen(uint16_t bits) {
+L4_DEVICE float widen(uint16_t bits) {
   if constexpr (type == DType::bf16) return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-  return __half2float(__ushort_as_half(bits));
+  return half_to_float(bits);
 }
 
 // Two 16-bit numbers in a word, the first in its low half.
 template <DType type>
-__device__ __forceinline__ float2 widen_pair(uint32_t word) {
+L4_DEVICE float2 widen_pair(uint32_t word) {
   if constexpr (type == DType::bf16) return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
-  return {__half2float(__ushort_as_half(static_cast<uint16_t>(word))),
-          __half2float(__ushort_as_half(static_cast<uint16_t>(word >> 16)))};
+  return {half_to_float(static_cast<uint16_t>(word)), half_to_float(static_cast<uint16_t>(word >> 16))};
 }
 
 template <DType type>
-__device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
-  uint32_t word;
-  if constexpr (type == DType::bf16) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  }
+L4_DEVICE uint32_t narrow_pair(float low, float high) {
+  uint32_t word = round_pair<type>(low, high);
   constexpr uint32_t quiet = type == DType::bf16 ? 0x7fc0u : 0x7e00u;
   if (low != low) word = (word & 0xffff0000u) | quiet;
   if (high != high) word = (word & 0x0000ffffu) | quiet << 16;
@@ -53,7 +45,7 @@ __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
 
 // The numbers of 16 bytes.
 template <DType type>
-__device__ __forceinline__ void widen_all(uint4 bits, float (&out)[Type<type>::in_16_bytes]) {
+L4_DEVICE void widen_all(uint4 bits, float (&out)[Type<type>::in_16_bytes]) {
   const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -68,7 +60,7 @@ __device__ __forceinline__ void widen_all(uint4 bits, float (&out)[Type<type>::i
 }
 
 template <DType type>
-__device__ __forceinline__ uint4 narrow_all(const float (&in)[Type<type>::in_16_bytes]) {
+L4_DEVICE uint4 narrow_all(const float (&in)[Type<type>::in_16_bytes]) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -81,31 +73,19 @@ __device__ __forceinline__ uint4 narrow_all(const float (&in)[Type<type>::in_16_
   return {words[0], words[1], words[2], words[3]};
 }
 
-// Not zero if one of the numbers in 16 bytes is an infinity or a NaN: its exponent, all ones, carries into the sign.
+// Not zero if a number in a word is an infinity or a NaN: its exponent, all ones, carries into the sign.
 template <DType type>
-__device__ __forceinline__ uint32_t not_finite_bits(uint4 bits) {
+L4_DEVICE uint32_t not_finite_word(uint32_t word) {
   constexpr uint32_t exponent = type == DType::f32 ? 0x7f800000u : type == DType::bf16 ? 0x7f807f80u : 0x7c007c00u;
   constexpr uint32_t lowest = type == DType::f32 ? 0x00800000u : type == DType::bf16 ? 0x00800080u : 0x04000400u;
   constexpr uint32_t sign = type == DType::f32 ? 0x80000000u : 0x80008000u;
-  uint32_t carried = 0;
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) carried |= (words[i] & exponent) + lowest;
-  return carried & sign;
+  return ((word & exponent) + lowest) & sign;
 }
 
-// Queues a copy of 16 bytes from global to shared memory; only the first `bytes` are read, the rest become zero.
-__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes = 16) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most `pending` of this thread's latest groups of copies are under way.
-template <int pending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+template <DType type>
+L4_DEVICE uint32_t not_finite_bits(uint4 bits) {
+  return not_finite_word<type>(bits.x) | not_finite_word<type>(bits.y) | not_finite_word<type>(bits.z) |
+         not_finite_word<type>(bits.w);
 }
 
 }  // namespace lora4j

@@ -20,7 +20,7 @@ struct SliceAt {
 
 // A thread's pieces of a slice with their numbers in `raw`, those inside the factor only.
 template <int width, int elements, typename Work>
-__device__ __forceinline__ void for_pieces(Reach reach, const SliceAt& at, Work work) {
+L4_DEVICE void for_pieces(Reach reach, const SliceAt& at, Work work) {
 #pragma unroll
   for (int i = 0; i < merge_slice * width / elements / merge_threads; i++) {
     int number = i * merge_threads + static_cast<int>(threadIdx.x);
@@ -31,7 +31,7 @@ __device__ __forceinline__ void for_pieces(Reach reach, const SliceAt& at, Work 
 
 // Queues the copies of a slice, as it is in memory, to the thread's own pieces.
 template <int width>
-__device__ __forceinline__ void fetch(const Factor& factor, const SliceAt& at, uint4* raw) {
+L4_DEVICE void fetch(const Factor& factor, const SliceAt& at, uint4* raw) {
   if (factor.reach == Reach::gather) return;
   auto queue = [&](int number, const Piece& piece) {
     int64_t index = (at.k + piece.k) * factor.k_stride + (at.j + piece.j) * factor.j_stride;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void fetch(const Factor& factor, const SliceAt& at, u
 
 // Turns the thread's own pieces into float32 in the slice's layout, once they are there.
 template <int width, bool split>
-__device__ __forceinline__ void spread(const Factor& factor, const SliceAt& at, const uint4* raw, float* slice) {
+L4_DEVICE void spread(const Factor& factor, const SliceAt& at, const uint4* raw, float* slice) {
   using Layout = SliceLayout<width, split>;
   if (factor.reach == Reach::gather) {
     bool down = factor.k_stride == 1;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void spread(const Factor& factor, const SliceAt& at, 
 
 // sum += b a over the ranks of a slice, in their order. a and b point to the thread's first chunks.
 template <int a_stride, int a_second, int b_stride, int b_second>
-__device__ __forceinline__ void multiply(const float* a, const float* b, int ranks, float (&sum)[8][8]) {
+L4_DEVICE void multiply(const float* a, const float* b, int ranks, float (&sum)[8][8]) {
   auto step = [&](int k) {
     float4 a0 = *reinterpret_cast<const float4*>(a + k * a_stride);
     float4 a1 = *reinterpret_cast<const float4*>(a + k * a_stride + a_second);
@@ -114,7 +114,7 @@ struct WRow {
   uint4 bits[pieces];
 
   // first: the tile's first column; group: the thread's.
-  __device__ __forceinline__ void read(const Matrix& w, int64_t row, int64_t first, int group) {
+  L4_DEVICE void read(const Matrix& w, int64_t row, int64_t first, int group) {
     if constexpr (wide) {
 #pragma unroll
       for (int p = 0; p < pieces; p++) {
@@ -132,7 +132,7 @@ struct WRow {
     }
   }
 
-  __device__ __forceinline__ void get(float (&value)[8]) const {
+  L4_DEVICE void get(float (&value)[8]) const {
 #pragma unroll
     for (int p = 0; p < pieces; p++) {
       float part[elements];
@@ -142,7 +142,7 @@ struct WRow {
     }
   }
 
-  __device__ __forceinline__ void set(const float (&value)[8]) {
+  L4_DEVICE void set(const float (&value)[8]) {
 #pragma unroll
     for (int p = 0; p < pieces; p++) {
       float part[elements];
@@ -153,7 +153,7 @@ struct WRow {
   }
 
   // Not zero if one of the written elements is not finite.
-  __device__ __forceinline__ uint32_t write(const Matrix& w, int64_t row, int64_t first, int group) const {
+  L4_DEVICE uint32_t write(const Matrix& w, int64_t row, int64_t first, int group) const {
     uint32_t bad = 0;
     if constexpr (wide) {
 #pragma unroll
@@ -180,7 +180,7 @@ struct WRow {
   }
 
  private:
-  __device__ __forceinline__ static char* address(const Matrix& w, int64_t row, int64_t col) {
+  L4_DEVICE static char* address(const Matrix& w, int64_t row, int64_t col) {
     return static_cast<char*>(w.data) + (row * w.row_stride + col) * Type<type>::bytes;
   }
 };

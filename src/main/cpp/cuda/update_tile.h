@@ -16,19 +16,19 @@ struct RowsOf {
 };
 
 template <DType type>
-__device__ __forceinline__ float element(const char* data, int64_t index) {
+L4_DEVICE float element(const char* data, int64_t index) {
   return load(data, index, type);
 }
 
 // Two neighbours in shared memory.
 template <DType type>
-__device__ __forceinline__ float2 pair_at(const char* data) {
+L4_DEVICE float2 pair_at(const char* data) {
   if constexpr (type == DType::f32) return *reinterpret_cast<const float2*>(data);
   return widen_pair<type>(*reinterpret_cast<const uint32_t*>(data));
 }
 
 // Brings 16 bytes of a row, from element `at` on, to shared memory; zeros after the row's end.
-__device__ __forceinline__ void bring(char* to, const char* row, int64_t at, int64_t width, DType type, bool aligned) {
+L4_DEVICE void bring(char* to, const char* row, int64_t at, int64_t width, DType type, bool aligned) {
   int size = static_cast<int>(size_of(type));
   int64_t left = (width - at) * size;
   int bytes = left >= 16 ? 16 : left > 0 ? static_cast<int>(left) : 0;
@@ -58,10 +58,10 @@ struct Pass {
   char* shared;
   int stage_bytes;
 
-  __device__ __forceinline__ int chunks() const { return static_cast<int>((width + chunk - 1) / chunk); }
+  L4_DEVICE int chunks() const { return static_cast<int>((width + chunk - 1) / chunk); }
 
   // Brings chunk c; every call closes a group of copies, also one after the last chunk.
-  __device__ __forceinline__ void start(int c) const {
+  L4_DEVICE void start(int c) const {
     if (c < chunks()) {
       char* stage = shared + c % update_stages * stage_bytes;
       bring_rows(stage, a, ranks, c, [](int line) { return line; });
@@ -72,7 +72,7 @@ struct Pass {
 
  private:
   template <typename Number>
-  __device__ __forceinline__ void bring_rows(char* to, const RowsOf& from, int lines, int c, Number number) const {
+  L4_DEVICE void bring_rows(char* to, const RowsOf& from, int lines, int c, Number number) const {
     constexpr int pieces = update_chunk_bytes / 16;
     const int elements = from.type == DType::f32 ? 4 : 8;
     for (int i = static_cast<int>(threadIdx.x); i < lines * pieces; i += update_threads) {
@@ -86,7 +86,7 @@ struct Pass {
 
 // The products of a rank with m rows of x, by eight lanes that run two of the sixteen chains each; all eight get them.
 template <DType a_type, DType x_type, int m>
-__device__ __forceinline__ void products(const Pass& pass, float (&product)[2]) {
+L4_DEVICE void products(const Pass& pass, float (&product)[2]) {
   constexpr int a_size = Type<a_type>::bytes, x_size = Type<x_type>::bytes;
   const ProductOwner own = ProductOwner::of(static_cast<int>(threadIdx.x));
   const bool active = own.rank / 4 * 4 < pass.ranks && own.row < pass.rows;  // the same for a warp
@@ -126,8 +126,8 @@ __device__ __forceinline__ void products(const Pass& pass, float (&product)[2]) 
   for (int i = 0; i < m; i++) {
 #pragma unroll
     for (int half = 4; half > 0; half /= 2) {
-      sum[i].x += __shfl_xor_sync(0xffffffffu, sum[i].x, half, 8);
-      sum[i].y += __shfl_xor_sync(0xffffffffu, sum[i].y, half, 8);
+      sum[i].x += shuffle_xor(sum[i].x, half, 8);
+      sum[i].y += shuffle_xor(sum[i].y, half, 8);
     }
     product[i] = sum[i].x + sum[i].y;
   }
@@ -135,7 +135,7 @@ __device__ __forceinline__ void products(const Pass& pass, float (&product)[2]) 
 
 // sum[t] = b . v[t], k ascending, for n rows of products; wide: sixteen bytes of b at once.
 template <DType type, int n>
-__device__ __forceinline__ void dots(const char* b, const float* const (&v)[n], int rank, bool wide, float (&sum)[n]) {
+L4_DEVICE void dots(const char* b, const float* const (&v)[n], int rank, bool wide, float (&sum)[n]) {
   constexpr int elements = Type<type>::in_16_bytes;
   int k = 0;
   if (wide) {
@@ -162,38 +162,6 @@ __device__ __forceinline__ void dots(const char* b, const float* const (&v)[n], 
 #pragma unroll
     for (int t = 0; t < n; t++) sum[t] = fmaf(left, v[t][k], sum[t]);
   }
-}
-
-// Blocks that share a group's products: as many as the host launches together on this architecture.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr int device_cluster = 8;
-#else
-constexpr int device_cluster = 1;
-#endif
-
-__device__ __forceinline__ void cluster_arrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void cluster_wait() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-
-// Writes to the same place in the shared memory of block `block` of the cluster; each block is written once.
-__device__ __forceinline__ void store_in(float* at, int block, float value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(at)), there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
-#else
-  if (block == 0) *at = value;
-#endif
 }
 
 }  // namespace lora4j

@@ -383,13 +383,13 @@ public final class LayerAdapters {
                     rowsOf(name).writeTo(replaced);
                 }
             }
-            Tensor result = adapters.isEmpty() ? replaced : Merging.weight(layer, replaced, adapters, active);
+            Tensor result = Merging.weight(layer, replaced, adapters, active, safe);
             Tensor resultBias = null;
             if (bias != null && (changesBias || originalBias != null)) {
                 originalBias = originalBias == null ? Tensors.keep(bias.detach()) : originalBias;
                 resultBias = Merging.bias(originalBias, adapters);
             }
-            if (safe && !(isFinite(result) && (resultBias == null || isFinite(resultBias)))) {
+            if (result == null || safe && resultBias != null && !Merging.isFinite(resultBias)) {
                 throw new ArithmeticException("merging " + wanted + " into layer '" + path
                         + "' gives NaN or infinite weights: the adapter seems broken; check its values and scale");
             }
@@ -402,10 +402,6 @@ public final class LayerAdapters {
             merged.clear();
             merged.addAll(wanted);
         }
-    }
-
-    private static boolean isFinite(Tensor tensor) {
-        return torch.isfinite(tensor).all().item_bool();
     }
 
     /** See {@link LoraLayer#unmerge}. */

@@ -177,13 +177,26 @@ public sealed interface LoraLayer
         adapters().keepMerged();
     }
 
-    /** Adds the updates s B A of adapters without magnitude to a weight in the module's own layout, with one rounding. */
-    default void addTo(Tensor weight, List<LoraWeights> updates) {
+    /**
+     * Writes a weight in the module's own layout: another one with the updates s B A of adapters without magnitude added,
+     * with one rounding.
+     *
+     * @param safe whether to look for what is not finite
+     * @return false if {@code safe} and the result has a NaN or infinity
+     */
+    default boolean add(Tensor weight, Tensor from, List<LoraWeights> updates, boolean safe) {
         Tensor matrix = matrix(weight);
         List<LowRank> table = updates.stream().map(LoraWeights::lowRank).toList();
-        for (int i = 0; i < repeats(); i++) {
-            Ops.current().merge(matrix, table);
+        Tensor source = matrix(from);
+        for (int i = 1; i < repeats(); i++) {
+            Ops.current().merge(matrix, source, table);
+            source = matrix;
         }
+        if (safe) {
+            return Ops.current().mergeChecked(matrix, source, table);
+        }
+        Ops.current().merge(matrix, source, table);
+        return true;
     }
 
     /**

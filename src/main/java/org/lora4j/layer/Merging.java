@@ -4,6 +4,7 @@ import java.util.List;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
+import org.jspecify.annotations.Nullable;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Ops;
@@ -13,15 +14,30 @@ import org.lora4j.ops.Tensors;
 final class Merging {
     private Merging() {}
 
-    /** A new weight with the adapters in it, in the layout and type of the original, rounded once. */
-    static Tensor weight(LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active) {
+    /**
+     * A new weight with the adapters in it, in the layout and type of the original, rounded once; null if it is to be
+     * {@code safe} and would not be finite.
+     */
+    static @Nullable Tensor weight(
+            LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active, boolean safe) {
+        if (!adapters.isEmpty()
+                && !active.has(PeftCompat.MERGE_ROUNDS_TWICE)
+                && adapters.stream().allMatch(each -> each.magnitude() == null)) {
+            Tensor result = original.detach().new_empty(Tensors.shape(original));
+            return layer.add(result, original.detach(), adapters, safe) ? result : null;
+        }
+        Tensor result = adapters.isEmpty() ? original : rounded(layer, original, adapters, active);
+        return safe && !isFinite(result) ? null : result;
+    }
+
+    static boolean isFinite(Tensor tensor) {
+        return torch.isfinite(tensor).all().item_bool();
+    }
+
+    private static Tensor rounded(
+            LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active) {
         if (active.has(PeftCompat.MERGE_ROUNDS_TWICE)) {
             return roundedTwice(layer, original, adapters);
-        }
-        if (adapters.stream().allMatch(each -> each.magnitude() == null)) {
-            Tensor result = original.contiguous().clone();
-            layer.addTo(result, adapters);
-            return result;
         }
         Tensor result = wide(original);
         for (LoraWeights each : adapters) {

@@ -27,6 +27,24 @@ final class Checks {
         }
     }
 
+    static void merge(Tensor weight, Tensor from, List<LowRank> updates) {
+        merge(weight, updates);
+        matrix("from", from);
+        device("from", from, weight, "weight");
+        if (from.size(0) != weight.size(0)
+                || from.size(1) != weight.size(1)
+                || Tensors.type(from) != Tensors.type(weight)) {
+            throw new IllegalArgumentException("from is " + Tensors.describe(from) + " and weight is "
+                    + Tensors.describe(weight) + ": they must be alike; convert one of them");
+        }
+        boolean same = from.storage_offset() == weight.storage_offset()
+                && from.stride(0) == weight.stride(0)
+                && from.stride(1) == weight.stride(1);
+        if (!same && mayOverlap(weight, from)) {
+            throw new IllegalArgumentException("from shares memory with weight: pass a copy of it, or weight itself");
+        }
+    }
+
     static void lowRankUpdate(Tensor y, Tensor x, int[] rows, List<LowRank> adapters) {
         matrix("y", y);
         matrix("x", x);

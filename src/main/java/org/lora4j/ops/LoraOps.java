@@ -26,6 +26,23 @@ public interface LoraOps {
     void merge(Tensor weight, List<LowRank> updates);
 
     /**
+     * Writes a weight with low-rank updates added, {@code W = round(F + sum_i s_i B_i A_i)}, and leaves the original alone.
+     *
+     * @param weight W, shape (out, in); receives the result
+     * @param from F, of the shape, type and device of W; shares no memory with it, or is W itself
+     * @param updates as in {@link #merge(Tensor, List)}; none copies F
+     * @throws IllegalArgumentException naming the argument, if a shape, type or device does not fit
+     */
+    void merge(Tensor weight, Tensor from, List<LowRank> updates);
+
+    /**
+     * As {@link #merge(Tensor, Tensor, List)}; also finds whether the result is finite. On a GPU it waits for that.
+     *
+     * @return false if an element of the result is infinite or NaN
+     */
+    boolean mergeChecked(Tensor weight, Tensor from, List<LowRank> updates);
+
+    /**
      * Adds to each row the update of its own adapter, in place: {@code y[t] += s_a B_a (A_a x[t])} with
      * {@code a = rows[t]}.
      *

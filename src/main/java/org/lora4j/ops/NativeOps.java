@@ -3,6 +3,7 @@ package org.lora4j.ops;
 import java.lang.ref.Reference;
 import java.util.List;
 import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -51,6 +52,41 @@ final class NativeOps implements LoraOps {
         long[] place = place(weight);
         call(Lora4j.l4_merge(matrix(weight), lowRanks(updates), updates.size(), place));
         written(weight);
+        Reference.reachabilityFence(updates);
+    }
+
+    @Override
+    public void merge(Tensor weight, Tensor from, List<LowRank> updates) {
+        Checks.merge(weight, from, updates);
+        if (elsewhere != null && !hasKernels(weight)) {
+            elsewhere.merge(weight, from, updates);
+            return;
+        }
+        merge(weight, from, updates, null);
+    }
+
+    @Override
+    public boolean mergeChecked(Tensor weight, Tensor from, List<LowRank> updates) {
+        Checks.merge(weight, from, updates);
+        if (elsewhere != null && !hasKernels(weight)) {
+            return elsewhere.mergeChecked(weight, from, updates);
+        }
+        try (PointerScope scope = new PointerScope()) {
+            Tensor notFinite = torch.zeros(1).to(weight.device(), ScalarType.Int);
+            merge(weight, from, updates, notFinite.data_ptr());
+            return notFinite.item_int() == 0;
+        }
+    }
+
+    private static void merge(Tensor weight, Tensor from, List<LowRank> updates, @Nullable Pointer notFinite) {
+        if (weight.numel() == 0) {
+            return;
+        }
+        long[] place = place(weight);
+        call(Lora4j.l4_merge_checked(
+                matrix(weight), matrix(from), lowRanks(updates), updates.size(), notFinite, place));
+        written(weight);
+        Reference.reachabilityFence(from);
         Reference.reachabilityFence(updates);
     }
 

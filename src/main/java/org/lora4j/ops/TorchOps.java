@@ -34,9 +34,27 @@ final class TorchOps implements LoraOps {
         if (updates.isEmpty() || weight.numel() == 0) {
             return;
         }
+        sum(weight, weight, updates);
+    }
+
+    @Override
+    public void merge(Tensor weight, Tensor from, List<LowRank> updates) {
+        Checks.merge(weight, from, updates);
+        sum(weight, from, updates);
+    }
+
+    @Override
+    public boolean mergeChecked(Tensor weight, Tensor from, List<LowRank> updates) {
+        merge(weight, from, updates);
+        try (PointerScope scope = new PointerScope()) {
+            return torch.isfinite(weight).all().item_bool();
+        }
+    }
+
+    private static void sum(Tensor weight, Tensor from, List<LowRank> updates) {
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard()) {
-            Tensor sum = float32(weight);
+            Tensor sum = float32(from);
             for (LowRank update : updates) {
                 sum = sum.addmm(float32(update.b()), float32(update.a()), new Scalar(1.0), new Scalar(update.scale()));
             }

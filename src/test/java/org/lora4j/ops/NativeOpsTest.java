@@ -76,6 +76,46 @@ class NativeOpsTest {
 
     @ParameterizedTest
     @MethodSource("seeds")
+    void mergesFromAnotherMatrixAndFindsWhatIsNotFinite(long seed) {
+        try (PointerScope scope = new PointerScope()) {
+            Samples samples = new Samples(2000 + seed);
+            int out = samples.pick(EDGES);
+            int in = samples.pick(EDGES);
+            Tensor from = samples.matrix(out, in);
+            Tensor weight = samples.matrix(out, in, Tensors.type(from), samples.pick(Samples.Layout.values()));
+            List<LowRank> updates = new ArrayList<>();
+            for (int i = samples.random().nextInt(3); i > 0; i--) {
+                updates.add(samples.lowRank(samples.pick(RANKS), in, out));
+            }
+            float[] original = Expected.floats(from);
+            Tensor inPlace = copy(from);
+            nativeOps.merge(inPlace, updates);
+            Expected expected = Expected.merge(from, updates);
+            for (LoraOps ops : List.of(torchOps, nativeOps)) {
+                ops.merge(weight, from, updates);
+                expected.check("seed " + seed + ", " + ops.name(), weight);
+                weight.fill_(new Scalar(7));
+                assertThat(ops.mergeChecked(weight, from, updates)).isTrue();
+                expected.check("seed " + seed + ", checked, " + ops.name(), weight);
+                assertThat(Expected.floats(from)).isEqualTo(original);
+            }
+            assertThat(Expected.floats(weight)).isEqualTo(Expected.floats(inPlace));
+
+            long row = samples.random().nextInt(out);
+            long column = samples.random().nextInt(in);
+            double spoilt = samples.random().nextBoolean() ? Double.NaN : Double.NEGATIVE_INFINITY;
+            from.narrow(0, row, 1).narrow(1, column, 1).fill_(new Scalar(spoilt));
+            for (LoraOps ops : List.of(torchOps, nativeOps)) {
+                assertThat(ops.mergeChecked(weight, from, updates))
+                        .as("seed %d, %s, %f at (%d, %d)", seed, ops.name(), spoilt, row, column)
+                        .isFalse();
+                assertThat(ops.mergeChecked(from, from, updates)).isFalse();
+            }
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("seeds")
     void updatesRowsLikeTheExactResult(long seed) {
         try (PointerScope scope = new PointerScope()) {
             Samples samples = new Samples(1000 + seed);
@@ -263,6 +303,15 @@ class NativeOpsTest {
                         "updates[0].scale",
                         ops -> ops.merge(
                                 samples.matrix(3, 5), List.of(new LowRank(update.a(), update.b(), Double.NaN)))),
+                refusal("from", ops -> ops.merge(samples.matrix(3, 5), samples.matrix(3, 4), List.of(update))),
+                refusal(
+                        "from",
+                        ops -> ops.mergeChecked(wide, wide.to(ScalarType.BFloat16), List.of(samples.lowRank(1, 5, 5)))),
+                refusal(
+                        "from shares memory",
+                        ops -> ops.mergeChecked(
+                                wide.narrow(0, 0, 3), wide.narrow(0, 1, 3), List.of(samples.lowRank(1, 5, 3)))),
+                refusal("from", ops -> ops.merge(samples.matrix(3, 5), new Tensor(), List.of())),
                 refusal("y", ops -> ops.lowRankUpdate(y.to(ScalarType.Int), x, new int[2], List.of(update))),
                 refusal("x", ops -> ops.lowRankUpdate(y, x.narrow(0, 0, 1), new int[2], List.of(update))),
                 refusal("x and y", ops -> ops.lowRankUpdate(wide, wide, new int[5], List.of(samples.lowRank(1, 5, 5)))),

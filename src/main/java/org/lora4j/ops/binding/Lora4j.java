@@ -1,6 +1,7 @@
 package org.lora4j.ops.binding;
 
 import java.nio.file.Path;
+import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.annotation.Cast;
 import org.bytedeco.javacpp.annotation.Platform;
 import org.bytedeco.javacpp.annotation.Properties;
@@ -59,6 +60,15 @@ public final class Lora4j {
             @Cast("const l4_matrix*") long[] w,
             @Cast("const l4_low_rank*") long[] updates,
             @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+
+    /** {@code notFinite} is an address where the weight is, or null. */
+    public static native int l4_merge_checked(
+            @Cast("const l4_matrix*") long[] w,
+            @Cast("const l4_matrix*") long @Nullable [] from,
+            @Cast("const l4_low_rank*") long[] updates,
+            @Cast("int64_t") long count,
+            @Cast("int32_t*") @Nullable Pointer notFinite,
             @Cast("const l4_place*") long[] place);
 
     public static native int l4_low_rank_update(
