@@ -26,6 +26,7 @@ final class OtherFields {
             "auto_mapping",
             "lora_bias",
             "use_dora",
+            "target_parameters",
             "trainable_token_indices",
             "corda_config",
             "eva_config",

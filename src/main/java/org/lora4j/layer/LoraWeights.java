@@ -60,6 +60,7 @@ public final class LoraWeights implements AutoCloseable {
     private final @Nullable RowNorms norms;
 
     private @Nullable Factors initial;
+    private @Nullable Runnable newScale;
     private boolean frozenB;
 
     /** As {@link #LoraWeights(LoraConfig, String, Map)} with nothing but the factors. */
@@ -174,6 +175,14 @@ public final class LoraWeights implements AutoCloseable {
         scaling = value;
         scale = Tensors.keep(new Scalar(value));
         old.close();
+        if (newScale != null) {
+            newScale.run();
+        }
+    }
+
+    /** Runs something whenever the scale is set. */
+    void onNewScale(Runnable listener) {
+        newScale = listener;
     }
 
     public double dropout() {

@@ -123,22 +123,23 @@ final class AdapterFactory {
     private Made loadedHere(String name, LoraConfig config, Path folder) throws IOException {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
-        Set<String> keys = AdapterFiles.keys(folder);
-        Map<String, Tensor> parameters = injector.saved(
-                resolved, targets.keySet(), path -> keys.contains(AdapterFiles.savedKey(path, targets.keySet())));
+        Set<String> present = AdapterFiles.keys(folder);
+        FileKeys keys = new FileKeys(targets.values());
+        Map<String, Tensor> parameters =
+                injector.saved(resolved, targets.keySet(), path -> present.contains(keys.saved(path)));
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
         Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
         Map<String, long[]> ids = new LinkedHashMap<>();
         tied.forEach((path, own) -> ids.put(path, ids(resolved, path, own.get(0))));
         boolean lenient = injector.active().has(PeftCompat.LENIENT_KEYS);
         Map<String, Tensor> values = AdapterFiles.read(
-                folder, resolved, targets, parameters, tokenShapes(tied, ids), Parameters.of(base), lenient);
+                folder, resolved, targets, keys, parameters, tokenShapes(keys, tied, ids), Parameters.of(base), lenient);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
         targets.forEach((path, layer) -> {
             Map<LoraWeights.Part, Tensor> parts = new LinkedHashMap<>();
             LoraWeights.Part.of(resolved).forEach(part -> {
-                Tensor value = values.get(AdapterFiles.key(layer, part));
+                Tensor value = values.get(keys.factor(layer, part));
                 if (value != null) {
                     parts.put(part, own(value, layer));
                 }
@@ -162,15 +163,13 @@ final class AdapterFactory {
                 fresh.weights().close();
             }
         });
-        parameters.forEach((path, parameter) -> saved.put(
-                path,
-                new SavedParameter(
-                        parameter, values.getOrDefault(AdapterFiles.savedKey(path, targets.keySet()), parameter))));
+        parameters.forEach((path, parameter) ->
+                saved.put(path, new SavedParameter(parameter, values.getOrDefault(keys.saved(path), parameter))));
         Map<String, TokenRows> tokens = new LinkedHashMap<>();
         tied.forEach((path, own) -> {
             Tensor weight = own.get(0).weight();
             long[] indices = Objects.requireNonNull(ids.get(path));
-            Tensor value = values.get(AdapterFiles.tokenKey(path));
+            Tensor value = values.get(keys.tokens(path));
             if (value == null) {
                 value = weight.detach().index_select(0, Tensor.create(indices).to(weight.device(), ScalarType.Long));
             }
@@ -179,9 +178,10 @@ final class AdapterFactory {
         return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
     }
 
-    private static Map<String, long[]> tokenShapes(Map<String, List<LoraLayer>> tied, Map<String, long[]> ids) {
+    private static Map<String, long[]> tokenShapes(
+            FileKeys keys, Map<String, List<LoraLayer>> tied, Map<String, long[]> ids) {
         Map<String, long[]> shapes = new LinkedHashMap<>();
-        tied.forEach((path, own) -> shapes.put(AdapterFiles.tokenKey(path), new long[] {
+        tied.forEach((path, own) -> shapes.put(keys.tokens(path), new long[] {
             Objects.requireNonNull(ids.get(path)).length, own.get(0).weight().size(1)
         }));
         return shapes;

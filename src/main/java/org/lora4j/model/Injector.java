@@ -123,7 +123,7 @@ final class Injector {
             throw new IllegalArgumentException("the configuration sets " + unsupported
                     + ", which lora4j does not do yet: the adapter would compute something else");
         }
-        if (config.targetModules() == null) {
+        if (config.targetModules() == null && config.targetParameters().isEmpty()) {
             throw new IllegalArgumentException(
                     "LoraConfig.targetModules is not set: name the modules to adapt, such as " + someLinear());
         }
@@ -157,9 +157,16 @@ final class Injector {
                 layer.parts().forEach(part -> targets.put(part.path(), part));
             }
         }
-        boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
+        ParameterLayers parameters = new ParameterLayers(root, tree, active);
+        parameters.addTo(targets, config, injected);
+        boolean selectsNothing = config.targetParameters().isEmpty() && config.targetModules() instanceof ModuleSelector.Names names
                 && names.names().isEmpty();
         if (targets.isEmpty() && !selectsNothing) {
+            String instead = parameters.instead(config);
+            if (!instead.isEmpty()) {
+                throw new IllegalArgumentException(instead
+                        + (config.targetModules() == null ? "" : ", nor targetModules " + config.targetModules() + " a module"));
+            }
             throw new IllegalArgumentException("targetModules " + config.targetModules() + " match no module"
                     + (excluded ? " that excludeModules and modulesToSave leave" : "")
                     + (config.layersToTransform().isEmpty() ? "" : " in layers " + config.layersToTransform())
@@ -267,6 +274,10 @@ final class Injector {
                     || within(module, perhaps) && inFile.test(path)
                     || isBias && config.bias() == BiasMode.ALL
                     || isBias && config.bias() == BiasMode.LORA_ONLY && targets.contains(module)) {
+                if (targets.contains(path)) {
+                    throw new IllegalArgumentException("'" + path + "' is among targetParameters "
+                            + config.targetParameters() + " and would be copied for modulesToSave or bias: train it in one of the two ways");
+                }
                 saved.put(path, parameter);
             }
         });
@@ -275,6 +286,7 @@ final class Injector {
 
     /** Puts layers that are not in place yet into the model; all of them or, on an error, none. */
     void inject(Map<String, LoraLayer> layers) {
+        ParameterLayers.checkApart(layers, injected);
         List<LoraLayer> done = new ArrayList<>();
         try {
             layers.forEach((path, layer) -> {
@@ -333,6 +345,7 @@ final class Injector {
     }
 
     private void restore(LoraLayer layer) {
+        layer.suspend();
         if (!layer.isPart()) {
             tree.replace(layer.path(), layer.original());
         }

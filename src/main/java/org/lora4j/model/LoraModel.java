@@ -142,7 +142,7 @@ public final class LoraModel<M extends Module> {
         Adapter old = adapter(name);
         checkNotMerged(name);
         LoraConfig config = AdapterFiles.readConfig(folder);
-        adapters.checkBiases(name, config);
+        adapters.checkBeside(name, config);
         try (PointerScope scope = new PointerScope()) {
             adapters.withoutSaved(() -> {
                 AdapterFactory.Made made = factory.loaded(name, config, folder);
@@ -244,7 +244,7 @@ public final class LoraModel<M extends Module> {
      *
      * @param names for each row of the batches to come an adapter, or {@link #BASE} for none
      * @throws IllegalArgumentException if there is none of a name, or one keeps copies of parameters, which all rows share
-     * @throws IllegalStateException if adapters are merged, since all rows would get those
+     * @throws IllegalStateException if adapters are merged or in parameters, since all rows would get those
      */
     public Scope rows(String... names) {
         for (String name : names) {
@@ -253,6 +253,7 @@ public final class LoraModel<M extends Module> {
                         + adapter(name).saved().keySet() + ", which cannot differ by row: activate it alone");
             }
         }
+        adapters.checkMixable();
         if (!mergedAdapters().isEmpty()) {
             throw new IllegalStateException(mergedAdapters()
                     + " are merged into the weights, which all rows share: call unmergeAdapter() first");
@@ -363,6 +364,15 @@ public final class LoraModel<M extends Module> {
             }
         }
         return parameters;
+    }
+
+    /**
+     * Brings the parameters that {@code target_parameters} adapts in line with their adapters: to be called after each step of
+     * an optimizer, and whenever factors were changed from outside. {@code Trainer} calls it. Without such parameters it does
+     * nothing.
+     */
+    public void refresh() {
+        adapters.refresh();
     }
 
     /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */

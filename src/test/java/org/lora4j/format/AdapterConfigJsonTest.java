@@ -77,7 +77,7 @@ class AdapterConfigJsonTest {
         "corda, ''",
         "lora_ga, ''",
         "lora_bias, ensure_weight_tying",
-        "replication, target_parameters",
+        "replication, ''",
         "alora, ''",
         "kasa, kasa_config",
         "velora, velora_config",
