@@ -372,11 +372,12 @@ public final class LoraParameter implements LoraLayer {
 
     private static void accumulate(Tensor factor, Tensor gradient) {
         if (factor.requires_grad()) {
-            Tensor shaped = gradient.reshape(Tensors.shape(factor)).contiguous();
+            Tensor shaped = gradient.reshape(Tensors.shape(factor));
             if (factor.grad().defined()) {
                 factor.mutable_grad().add_(shaped);
             } else {
-                factor.mutable_grad().put(shaped);
+                // No view, since optimizers detach gradients in place.
+                factor.mutable_grad().put(shaped.clone());
             }
         }
     }

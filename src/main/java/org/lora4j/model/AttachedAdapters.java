@@ -118,6 +118,11 @@ final class AttachedAdapters implements AutoCloseable {
         }
     }
 
+    /** Before copies are moved into parameters, so that they move base data and no sum. */
+    private void suspend() {
+        injector.injected().values().forEach(LoraLayer::suspend);
+    }
+
     /** See {@link LoraModel#refresh}. */
     void refresh() {
         injector.injected().values().forEach(LoraLayer::refresh);
@@ -125,7 +130,7 @@ final class AttachedAdapters implements AutoCloseable {
 
     /** Puts the base model's own parameters back, for good. */
     void deactivateSaved() {
-        injector.injected().values().forEach(LoraLayer::suspend);
+        suspend();
         byName.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
     }
 
@@ -159,6 +164,7 @@ final class AttachedAdapters implements AutoCloseable {
 
     /** Brings parameters and gradients in line with what is active. */
     void apply() {
+        suspend();
         byName.values().forEach(adapter -> {
             if (!isOn(adapter)) {
                 adapter.requiresGrad(false);
