@@ -46,7 +46,8 @@ class GoldenAdaptersTest {
             "lora_bias",
             "parameters",
             "replication",
-            "tokens");
+            "tokens",
+            "tying");
 
     /** Cases that are in no group of their own. */
     private static final List<String> OTHERS = List.of("other_methods/alora", "other_methods/layer_replication");
