@@ -41,18 +41,32 @@ import org.lora4j.ops.Tensors;
 public final class LoraParameter implements LoraLayer {
     private static final Scalar ONE = Tensors.keep(new Scalar(1.0));
 
-    /** An adapter in the parameter's value, as it was then. */
-    private record Added(LoraWeights weights, double scale, long versionA, long versionB) {
+    /** An adapter in the parameter's value, with copies of its factors as they were then: optimizers change them unseen. */
+    private record Added(LoraWeights weights, double scale, Tensor a, Tensor b) implements AutoCloseable {
         static Added of(LoraWeights weights) {
-            return new Added(
-                    weights,
-                    weights.scale(),
-                    weights.a()._version(),
-                    weights.b()._version());
+            return new Added(weights, weights.scale(), copy(weights.a()), copy(weights.b()));
+        }
+
+        private static Tensor copy(Tensor factor) {
+            return Tensors.keep(factor.detach().clone());
         }
 
         boolean isCurrent() {
-            return equals(of(weights));
+            try (PointerScope scope = new PointerScope()) {
+                return scale == weights.scale() && bits(a).equal(bits(weights.a())) && bits(b).equal(bits(weights.b()));
+            }
+        }
+
+        /** The numbers as integers, so that NaN equals itself. */
+        private static Tensor bits(Tensor factor) {
+            boolean wide = Tensors.type(factor) == torch.ScalarType.Double;
+            return factor.detach().view(wide ? torch.ScalarType.Long : torch.ScalarType.Int);
+        }
+
+        @Override
+        public void close() {
+            a.close();
+            b.close();
         }
     }
 
@@ -280,7 +294,7 @@ public final class LoraParameter implements LoraLayer {
                 }
                 addTo(parameter.detach(), inUse);
             }
-            added = inUse.stream().map(Added::of).toList();
+            remember(inUse);
             inUse.forEach(each -> each.onNewScale(this::refresh));
         }
         track(inUse.stream()
@@ -300,8 +314,14 @@ public final class LoraParameter implements LoraLayer {
             parameter.set_data(base);
             base.close();
             base = null;
-            added = List.of();
+            remember(List.of());
         }
+    }
+
+    private void remember(List<LoraWeights> inUse) {
+        List<Added> before = added;
+        added = inUse.stream().map(Added::of).toList();
+        before.forEach(Added::close);
     }
 
     /** Makes backward passes come here or not. Those of forward passes before are not affected. */

@@ -69,7 +69,7 @@ final class AdaptersForPeft {
                         .rankPattern(Map.of("experts.down_proj", 1)),
                 torch.randn(2, 4, 6));
         write.toy(
-                "moe_nested", "moe", config(2, 5, "shared", "head").targetParameters("mix"), torch.randn(2, 4, 6));
+                "moe_beside", "moe", config(2, 5, "head").targetParameters("mix"), torch.randn(2, 4, 6));
         write.toy(
                 "moe_transposed",
                 "moe_transposed",
