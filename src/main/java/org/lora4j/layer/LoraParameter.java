@@ -107,8 +107,7 @@ public final class LoraParameter implements LoraLayer {
         this.wrappersAround = wrappersAround;
         this.adapters = new LayerAdapters(modulePath + "." + name, active);
         check(parameter);
-        this.transposed =
-                parameter.dim() == 3 && module instanceof StackedExperts experts && experts.isTransposed();
+        this.transposed = parameter.dim() == 3 && module instanceof StackedExperts experts && experts.isTransposed();
         this.parameter = Tensors.keep(new Tensor(parameter));
         this.zero = Tensors.keep(parameter.detach().new_zeros(new long[0]));
         zero.set_requires_grad(true);
@@ -117,16 +116,17 @@ public final class LoraParameter implements LoraLayer {
     private void check(Tensor tensor) {
         String what = "parameter '" + path() + "' is " + Tensors.describe(tensor);
         if (tensor.dim() != 2 && tensor.dim() != 3) {
-            throw new IllegalArgumentException(what
-                    + ", but only matrices (out, in) and stacks of them (experts, out, in) take an adapter: leave it out of targetParameters");
+            throw new IllegalArgumentException(
+                    what
+                            + ", but only matrices (out, in) and stacks of them (experts, out, in) take an adapter: leave it out of targetParameters");
         }
         torch.ScalarType type = Tensors.type(tensor);
         if (type != torch.ScalarType.Float
                 && type != torch.ScalarType.Double
                 && type != torch.ScalarType.Half
                 && type != torch.ScalarType.BFloat16) {
-            throw new IllegalArgumentException(
-                    what + ", but an adapter is added to float32, float64, float16 or bfloat16: convert the model first");
+            throw new IllegalArgumentException(what
+                    + ", but an adapter is added to float32, float64, float16 or bfloat16: convert the model first");
         }
         if (tensor.is_view()) {
             throw new IllegalArgumentException(
@@ -248,10 +248,7 @@ public final class LoraParameter implements LoraLayer {
             try (PointerScope scope = new PointerScope()) {
                 List<LowRank> table = new ArrayList<>();
                 for (LoraWeights each : updates) {
-                    table.add(new LowRank(
-                            right(each).select(0, e),
-                            left(each).select(0, e),
-                            each.scale()));
+                    table.add(new LowRank(right(each).select(0, e), left(each).select(0, e), each.scale()));
                 }
                 Ops.current().merge(stack.select(0, e), table);
             }
@@ -374,10 +371,9 @@ public final class LoraParameter implements LoraLayer {
         for (Added each : added) {
             LoraWeights weights = each.weights();
             if (!each.isCurrent()) {
-                throw new IllegalStateException(
-                        "the factors of '" + path()
-                                + "' changed after its value was computed, so this gradient would be of other factors: call"
-                                + " LoraModel.refresh() after every step of the optimizer");
+                throw new IllegalStateException("the factors of '" + path()
+                        + "' changed after its value was computed, so this gradient would be of other factors: call"
+                        + " LoraModel.refresh() after every step of the optimizer");
             }
             Tensor stack = gradient.dim() == 3 ? gradient : gradient.unsqueeze(0);
             Tensor scaled = stack.to(Tensors.type(weights.a())).mul(weights.scaleScalar());

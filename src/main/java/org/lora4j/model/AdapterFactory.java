@@ -234,9 +234,8 @@ final class AdapterFactory {
         List<String> modules =
                 saved.keySet().stream().map(AdapterFactory::module).toList();
         injector.following(config, modules)
-                .forEach((path, embedding) -> repeats.put(
-                        keys.saved(path + ".weight"),
-                        keys.saved(embedding + ".weight")));
+                .forEach((path, embedding) ->
+                        repeats.put(keys.saved(path + ".weight"), keys.saved(embedding + ".weight")));
         return repeats;
     }
 

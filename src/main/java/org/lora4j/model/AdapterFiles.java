@@ -95,7 +95,8 @@ final class AdapterFiles {
             }
         });
         adapter.tokens()
-                .forEach((path, rows) -> tensors.put(keys.tokens(path), rows.rows().detach()));
+                .forEach((path, rows) ->
+                        tensors.put(keys.tokens(path), rows.rows().detach()));
         adapter.saved().forEach((path, saved) -> {
             if (saved.trains()) {
                 tensors.put(keys.saved(path), saved.value().detach());
@@ -159,7 +160,8 @@ final class AdapterFiles {
                 expected.put(contents.keys().factor(layer, part), layer.shape(part, rank));
             }
         });
-        contents.saved().forEach((path, parameter) -> expected.put(contents.keys().saved(path), Tensors.shape(parameter)));
+        contents.saved()
+                .forEach((path, parameter) -> expected.put(contents.keys().saved(path), Tensors.shape(parameter)));
         Path file = AdapterFolder.tensors(folder);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();

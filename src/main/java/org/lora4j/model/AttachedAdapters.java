@@ -111,9 +111,10 @@ final class AttachedAdapters implements AutoCloseable {
     void checkMixable() {
         for (LoraLayer layer : injector.injected().values()) {
             if (layer instanceof LoraParameter && !layer.adapters().names().isEmpty()) {
-                throw new IllegalStateException("parameter '" + layer.path() + "' has the adapters "
-                        + layer.adapters().names()
-                        + ", and all rows of a batch share a parameter: use adapters of targetModules for mixed batches");
+                throw new IllegalStateException(
+                        "parameter '" + layer.path() + "' has the adapters "
+                                + layer.adapters().names()
+                                + ", and all rows of a batch share a parameter: use adapters of targetModules for mixed batches");
             }
         }
     }

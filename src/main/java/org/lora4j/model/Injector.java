@@ -146,13 +146,16 @@ final class Injector {
         }
         ParameterLayers parameters = new ParameterLayers(root, tree, active);
         parameters.addTo(targets, config, injected);
-        boolean selectsNothing = config.targetParameters().isEmpty() && config.targetModules() instanceof ModuleSelector.Names names
+        boolean selectsNothing = config.targetParameters().isEmpty()
+                && config.targetModules() instanceof ModuleSelector.Names names
                 && names.names().isEmpty();
         if (targets.isEmpty() && !selectsNothing) {
             String instead = parameters.instead(config);
             if (!instead.isEmpty()) {
                 throw new IllegalArgumentException(instead
-                        + (config.targetModules() == null ? "" : ", nor targetModules " + config.targetModules() + " a module"));
+                        + (config.targetModules() == null
+                                ? ""
+                                : ", nor targetModules " + config.targetModules() + " a module"));
             }
             throw new IllegalArgumentException("targetModules " + config.targetModules() + " match no module"
                     + (excluded ? " that excludeModules and modulesToSave leave" : "")
@@ -279,8 +282,9 @@ final class Injector {
                     || isBias && config.bias() == BiasMode.ALL
                     || isBias && config.bias() == BiasMode.LORA_ONLY && targets.contains(module)) {
                 if (targets.contains(path)) {
-                    throw new IllegalArgumentException("'" + path + "' is among targetParameters "
-                            + config.targetParameters() + " and would be copied for modulesToSave or bias: train it in one of the two ways");
+                    throw new IllegalArgumentException(
+                            "'" + path + "' is among targetParameters " + config.targetParameters()
+                                    + " and would be copied for modulesToSave or bias: train it in one of the two ways");
                 }
                 saved.put(path, parameter);
             }

@@ -46,7 +46,9 @@ final class ParameterLayers {
         }
         Map<String, Tensor> parameters = Parameters.of(root);
         // A module registered twice counts once, under its first name.
-        parameters.keySet().removeIf(path -> path.indexOf('.') >= 0 && !tree.paths().contains(modulePath(path)));
+        parameters
+                .keySet()
+                .removeIf(path -> path.indexOf('.') >= 0 && !tree.paths().contains(modulePath(path)));
         new ParameterMatcher(config)
                 .targets(parameters.keySet(), targets.keySet())
                 .forEach((module, names) -> {
@@ -69,8 +71,9 @@ final class ParameterLayers {
         Tensor parameter = Objects.requireNonNull(parameters.get(path), path);
         parameters.forEach((other, tensor) -> {
             if (!other.equals(path) && tensor.is_same(parameter)) {
-                throw new IllegalArgumentException("targetParameters match '" + path + "', which is also '" + other
-                        + "': an adapter of one would change both; leave it out, or give the modules tensors of their own");
+                throw new IllegalArgumentException(
+                        "targetParameters match '" + path + "', which is also '" + other
+                                + "': an adapter of one would change both; leave it out, or give the modules tensors of their own");
             }
         });
         return new LoraParameter(module(module), module, name, parameter, around, active);
@@ -98,8 +101,8 @@ final class ParameterLayers {
     /** Names that mean nothing are legal, as in PEFT, while others do; most often they are mistakes. */
     private static void warnUnmatched(LoraConfig config, Collection<String> paths) {
         unmatched(config, paths)
-                .forEach((name, near) -> LOG.warn(
-                        "targetParameters names \"{}\", which no parameter has; near misses: {}", name, near));
+                .forEach((name, near) ->
+                        LOG.warn("targetParameters names \"{}\", which no parameter has; near misses: {}", name, near));
     }
 
     /** The names that no parameter has, each with those it may have been meant for. */
@@ -140,11 +143,13 @@ final class ParameterLayers {
         Map<String, LoraLayer> all = new LinkedHashMap<>(injected);
         all.putAll(layers);
         for (LoraLayer layer : all.values()) {
-            @Nullable LoraLayer module = layer instanceof LoraParameter parameter ? all.get(parameter.modulePath()) : null;
+            @Nullable
+            LoraLayer module = layer instanceof LoraParameter parameter ? all.get(parameter.modulePath()) : null;
             if (module != null) {
-                throw new IllegalArgumentException("'" + layer.path() + "' has an adapter as a parameter and its module '"
-                        + module.path() + "' (" + module.type()
-                        + ") has one as a whole: adapt it in one of the two ways on one model");
+                throw new IllegalArgumentException(
+                        "'" + layer.path() + "' has an adapter as a parameter and its module '"
+                                + module.path() + "' (" + module.type()
+                                + ") has one as a whole: adapt it in one of the two ways on one model");
             }
         }
     }

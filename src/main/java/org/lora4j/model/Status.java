@@ -69,8 +69,8 @@ final class Status {
         // A parameter comes where its module does.
         layers.stream()
                 .filter(LoraParameter.class::isInstance)
-                .forEach(layer ->
-                        order.put(layer.path(), order.getOrDefault(((LoraParameter) layer).modulePath(), order.size())));
+                .forEach(layer -> order.put(
+                        layer.path(), order.getOrDefault(((LoraParameter) layer).modulePath(), order.size())));
         statuses.sort(Comparator.comparingInt(status -> order.getOrDefault(module(status.name()), order.size())));
         return List.copyOf(statuses);
     }

@@ -68,8 +68,7 @@ final class AdaptersForPeft {
                         .targetParameters("experts.gate_up_proj", "experts.down_proj", "router.weight")
                         .rankPattern(Map.of("experts.down_proj", 1)),
                 torch.randn(2, 4, 6));
-        write.toy(
-                "moe_beside", "moe", config(2, 5, "head").targetParameters("mix"), torch.randn(2, 4, 6));
+        write.toy("moe_beside", "moe", config(2, 5, "head").targetParameters("mix"), torch.randn(2, 4, 6));
         write.toy(
                 "moe_transposed",
                 "moe_transposed",

@@ -1,21 +1,29 @@
 package org.lora4j.model;
 
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorVector;
 import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.lora4j.config.InitLoraWeights;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.config.LoraConfigBuilder;
+import org.lora4j.layer.LoraWeights;
 import org.lora4j.layer.StackedExperts;
 import org.lora4j.ops.Tensors;
 
-/** The mixtures of experts of src/test/python/golden/toys.py: modules with parameters of their own. */
+/** The mixtures of experts of src/test/python/golden/toys.py, modules with parameters of their own, and their adapters. */
 final class MoeToys {
     private MoeToys() {}
 
     private static Tensor registered(Module module, String name, long... shape) {
-        Tensor tensor = Tensors.keep(torch.randn(shape).mul_(new org.bytedeco.pytorch.Scalar(0.4)));
+        Tensor tensor = Tensors.keep(torch.randn(shape).mul_(new Scalar(0.4)));
         module.register_parameter(name, tensor);
         return tensor;
     }
@@ -115,5 +123,50 @@ final class MoeToys {
             }
             return head.forward(x);
         }
+    }
+
+    static MoeToys.Moe moe(boolean transposed, ScalarType type) {
+        MoeToys.Moe net = new MoeToys.Moe(transposed);
+        net.to(type, false);
+        net.eval();
+        return net;
+    }
+
+    /** An adapter whose factors are both random. */
+    static LoraConfigBuilder config(int r, double alpha, String... parameters) {
+        return LoraConfig.builder()
+                .r(r)
+                .loraAlpha(alpha)
+                .targetModules()
+                .targetParameters(parameters)
+                .initLoraWeights(InitLoraWeights.of(false));
+    }
+
+    static Tensor input(ScalarType type) {
+        return torch.randn(new long[] {2, 4, 6}).to(type);
+    }
+
+    static Map<String, Tensor> copies(Module model) {
+        Map<String, Tensor> copies = new LinkedHashMap<>();
+        Parameters.of(model).forEach((path, p) -> copies.put(path, p.detach().clone()));
+        return copies;
+    }
+
+    /** Base plus updates, by a sum over expert and rank that is written out; recorded for autograd. */
+    static Tensor adapted(Tensor base, boolean transposed, LoraWeights weights) {
+        boolean stack = base.dim() == 3;
+        long experts = stack ? base.size(0) : 1;
+        List<Tensor> matrices = new ArrayList<>();
+        for (long e = 0; e < experts; e++) {
+            Tensor matrix = stack ? base.select(0, e) : base;
+            for (long j = 0; j < weights.rank(); j++) {
+                Tensor row = weights.a().select(0, e * weights.rank() + j);
+                Tensor column = weights.b().select(1, j * experts + e);
+                Tensor update = transposed ? torch.outer(row, column) : torch.outer(column, row);
+                matrix = matrix.add(update, new Scalar(weights.scale()));
+            }
+            matrices.add(matrix);
+        }
+        return stack ? torch.stack(new TensorVector(matrices.toArray(new Tensor[0])), 0) : matrices.get(0);
     }
 }

@@ -92,8 +92,8 @@ class TrainerTest {
     @Test
     void trainsAParameterAsTheLayerItBelongsTo() throws IOException {
         float[] layers = trained(LoraConfig.builder().targetModules("q_proj", "down_proj"));
-        float[] parameters = trained(
-                LoraConfig.builder().targetModules().targetParameters("q_proj.weight", "down_proj.weight"));
+        float[] parameters =
+                trained(LoraConfig.builder().targetModules().targetParameters("q_proj.weight", "down_proj.weight"));
         float[] start = new float[layers.length];
         assertThat(parameters).hasSize(layers.length).isNotEqualTo(start);
         double apart = 0;
