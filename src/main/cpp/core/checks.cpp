@@ -11,20 +11,22 @@ constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
 static_assert(sizeof(l4_matrix) == 6 * 8 && sizeof(l4_low_rank) == 13 * 8 && sizeof(l4_place) == 3 * 8,
               "callers describe matrices as arrays of 8-byte fields");
 
-[[noreturn]] void refuse(const std::string& message) { throw Error{L4_BAD_ARGUMENT, message}; }
+}  // namespace
+
+void refuse(const std::string& message) { throw Error{L4_BAD_ARGUMENT, message}; }
 
 std::string shape(const Matrix& m) { return "(" + std::to_string(m.rows) + ", " + std::to_string(m.cols) + ")"; }
 
 bool empty(const Matrix& m) { return m.rows == 0 || m.cols == 0; }
 
 // Bytes from the first element to the end of the last one.
-uint64_t extent(const Matrix& m) {
+static uint64_t extent(const Matrix& m) {
   if (empty(m)) return 0;
   int64_t last = (m.rows - 1) * m.row_stride + (m.cols - 1) * m.col_stride;
   return static_cast<uint64_t>(last + 1) * static_cast<uint64_t>(size_of(m.type));
 }
 
-void check_reach(const std::string& name, const Matrix& m) {
+static void check_reach(const std::string& name, const Matrix& m) {
   int64_t across;
   int64_t down;
   int64_t last;
@@ -92,6 +94,8 @@ bool may_overlap(const Matrix& a, const Matrix& b) {
 void check_apart(const std::string& name, const Matrix& m, const std::string& written_name, const Matrix& written) {
   if (may_overlap(written, m)) refuse(name + " overlaps " + written_name + "; copy it");
 }
+
+namespace {
 
 std::vector<LowRank> check_updates(const std::string& list, const l4_low_rank* updates, int64_t count, int64_t in,
                                    int64_t out, const std::string& written_name, const Matrix& written) {

@@ -25,6 +25,20 @@ struct CheckedLowRankUpdate {
   std::vector<LowRank> adapters;
 };
 
+[[noreturn]] void refuse(const std::string& message);
+std::string shape(const Matrix& m);
+bool empty(const Matrix& m);
+
+// The matrix, if its fields describe memory that can be read.
+Matrix check_matrix(const std::string& name, const l4_matrix* m);
+
+// Refuses an output two of whose elements share memory.
+void check_writable(const std::string& name, const Matrix& m);
+
+// Refuses a matrix that may share memory with one that is written.
+bool may_overlap(const Matrix& a, const Matrix& b);
+void check_apart(const std::string& name, const Matrix& m, const std::string& written_name, const Matrix& written);
+
 Place check_place(const l4_place* place);
 CheckedMerge check_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count);
 CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows,

@@ -94,6 +94,44 @@ L4_API int l4_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t coun
 L4_API int l4_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows, const l4_low_rank* adapters,
                               int64_t count, const l4_place* place);
 
+/* Which elements of a tensor l4_combine keeps; the others count as zero. */
+enum {
+  L4_ALL = 0,
+  L4_LARGEST = 1, /* the `kept` elements of the largest magnitude, of equal ones those that come first row by row */
+  L4_RANDOM = 2   /* each with probability `density`, see l4_task_tensor */
+};
+
+/* How l4_combine elects a sign for each element, as TIES merging does (arXiv:2306.01708). */
+enum { L4_NO_ELECTION = 0, L4_TOTAL = 1, L4_FREQUENCY = 2 };
+
+/* One tensor of a combination. 13 fields of 8 bytes.
+ *
+ * L4_RANDOM keeps element i (counted row by row) if word i % 4 of Philox 4x32-10 is below density * 2^32, rounded down;
+ * its key is the seed, its counter i / 4 and, in the upper half, the stream: the same elements on every device. */
+typedef struct l4_task_tensor {
+  l4_matrix x;
+  double weight;   /* finite in float32 */
+  int64_t pruning; /* L4_ALL, L4_LARGEST or L4_RANDOM */
+  int64_t kept;    /* L4_LARGEST: 0 .. rows * cols */
+  double density;  /* L4_RANDOM: 0 .. 1 */
+  int64_t rescale; /* L4_RANDOM: 1 divides what is kept by the density, 0 does not */
+  uint64_t seed;
+  uint64_t stream;
+} l4_task_tensor;
+
+/* Bytes of device memory that l4_combine needs for y of that shape; 0 on the CPU. Negative for a bad argument. */
+L4_API int64_t l4_combine_scratch(int64_t rows, int64_t cols, const l4_place* place);
+
+/* y = the weighted sum of the pruned tensors t_i, or of those that agree with the elected sign, divided by their number.
+ *
+ * Per element, i ascending, in float32 with a rounding after each step: without election y = sum of weight_i t_i. With
+ * one, the sign is that of the sum of t_i (L4_TOTAL) or of the sum of their signs (L4_FREQUENCY), positive if that is 0;
+ * y = sum of the weight_i t_i of that sign / max(1, their number). One rounding to y's type: the same bits on every device.
+ * NaN counts as larger than any number and stays in the result. y may be one of the tensors, with the same type and
+ * strides; else it shares memory with none. Each tensor is read at most twice on the CPU. On CUDA count <= 32. */
+L4_API int l4_combine(const l4_matrix* y, const l4_task_tensor* tensors, int64_t count, int64_t election, void* scratch,
+                      int64_t scratch_bytes, const l4_place* place);
+
 #ifdef __cplusplus
 }
 #endif

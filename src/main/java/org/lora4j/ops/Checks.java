@@ -69,7 +69,7 @@ final class Checks {
         }
     }
 
-    private static void type(String name, Tensor tensor) {
+    static void type(String name, Tensor tensor) {
         if (!tensor.defined()) {
             throw new IllegalArgumentException(name + " is an undefined tensor: pass one that holds values");
         }
@@ -100,7 +100,7 @@ final class Checks {
         }
     }
 
-    private static void device(String name, Tensor tensor, Tensor target, String targetName) {
+    static void device(String name, Tensor tensor, Tensor target, String targetName) {
         if (tensor.is_cpu() && target.is_cpu()) {
             return;
         }
@@ -121,7 +121,7 @@ final class Checks {
     }
 
     /** Refuses an output in which two elements are the same memory, such as an expanded tensor. */
-    private static void writable(String name, Tensor tensor) {
+    static void writable(String name, Tensor tensor) {
         long rows = tensor.size(0);
         long columns = tensor.size(1);
         if (rows == 0 || columns == 0) {
@@ -143,7 +143,7 @@ final class Checks {
     }
 
     /** Whether two matrices may share an element; exact for ranges apart and for column blocks of one buffer. */
-    private static boolean mayOverlap(Tensor target, Tensor other) {
+    static boolean mayOverlap(Tensor target, Tensor other) {
         if (target.numel() == 0 || other.numel() == 0 || !target.is_alias_of(other)) {
             return false;
         }

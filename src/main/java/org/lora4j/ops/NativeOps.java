@@ -3,6 +3,7 @@ package org.lora4j.ops;
 import java.lang.ref.Reference;
 import java.util.List;
 import org.bytedeco.javacpp.Pointer;
+import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -71,6 +72,63 @@ final class NativeOps implements LoraOps {
         Reference.reachabilityFence(adapters);
     }
 
+    @Override
+    public void combine(Tensor y, List<TaskTensor> tensors, SignElection election) {
+        CombineChecks.check(y, tensors);
+        if (elsewhere != null && !hasKernels(y)) {
+            elsewhere.combine(y, tensors, election);
+            return;
+        }
+        if (y.numel() == 0) {
+            return;
+        }
+        try (PointerScope scope = new PointerScope()) {
+            Tensor out = CombineChecks.matrix(y);
+            List<Tensor> inputs = tensors.stream()
+                    .map(each -> CombineChecks.matrix(each.tensor()))
+                    .toList();
+            long[] fields = new long[tensors.size() * Lora4j.TASK_TENSOR_FIELDS];
+            for (int i = 0; i < inputs.size(); i++) {
+                describe(inputs.get(i), tensors.get(i), fields, i * Lora4j.TASK_TENSOR_FIELDS);
+            }
+            long[] place = place(y);
+            Tensor scratch = scratch(y, Lora4j.l4_combine_scratch(out.size(0), out.size(1), place));
+            call(Lora4j.l4_combine(
+                    matrix(out), fields, inputs.size(), election.ordinal(), address(scratch), scratch.numel(), place));
+            Reference.reachabilityFence(inputs);
+        }
+        written(y);
+    }
+
+    private static void describe(Tensor matrix, TaskTensor of, long[] fields, int at) {
+        describe(matrix, fields, at);
+        int next = at + Lora4j.MATRIX_FIELDS;
+        fields[next] = Double.doubleToRawLongBits(of.weight());
+        if (of.pruning() instanceof Pruning.Magnitude magnitude) {
+            fields[next + 1] = Lora4j.LARGEST;
+            fields[next + 2] = magnitude.kept(matrix.numel());
+        } else if (of.pruning() instanceof Pruning.Random random) {
+            fields[next + 1] = Lora4j.RANDOM;
+            fields[next + 3] = Double.doubleToRawLongBits(random.density());
+            fields[next + 4] = random.rescale() ? 1 : 0;
+            fields[next + 5] = random.seed();
+            fields[next + 6] = random.stream();
+        }
+    }
+
+    /** Memory for a call, on the device of a tensor. */
+    private static Tensor scratch(Tensor like, long bytes) {
+        if (bytes < 0) {
+            call((int) -bytes);
+        }
+        return torch.empty(bytes).to(like.device(), ScalarType.Byte);
+    }
+
+    private static long address(Tensor tensor) {
+        Pointer data = tensor.data_ptr();
+        return data == null ? 0 : data.address();
+    }
+
     private static boolean hasKernels(Tensor tensor) {
         return tensor.is_cpu() || tensor.is_cuda() && Lora4j.l4_has_device(Lora4j.CUDA) != 0;
     }
@@ -108,8 +166,7 @@ final class NativeOps implements LoraOps {
     }
 
     private static void describe(Tensor tensor, long[] fields, int at) {
-        Pointer data = tensor.data_ptr();
-        fields[at] = data == null ? 0 : data.address();
+        fields[at] = address(tensor);
         fields[at + 1] = tensor.size(0);
         fields[at + 2] = tensor.size(1);
         fields[at + 3] = tensor.stride(0);

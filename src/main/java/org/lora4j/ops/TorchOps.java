@@ -65,6 +65,11 @@ final class TorchOps implements LoraOps {
         }
     }
 
+    @Override
+    public void combine(Tensor y, List<TaskTensor> tensors, SignElection election) {
+        TorchCombine.combine(y, tensors, election);
+    }
+
     private static Tensor updated(Tensor y, Tensor x, LowRank adapter) {
         Tensor v = float32(x).matmul(float32(adapter.a()).t());
         return float32(y).addmm(v, float32(adapter.b()).t(), new Scalar(1.0), new Scalar(adapter.scale()));

@@ -10,8 +10,8 @@ import org.jspecify.annotations.Nullable;
  * The functions of {@code lora4j.h}, one to one; the header says what they do.
  *
  * <p>Structures are passed as {@code long[]}, one element per 8-byte field: 6 for an {@code l4_matrix} (address, rows,
- * columns, row stride, column stride, type), 13 for an {@code l4_low_rank} (A, B, the bits of the scale) and 3 for an
- * {@code l4_place}. The caller keeps the memory behind the addresses alive.
+ * columns, row stride, column stride, type), 13 for an {@code l4_low_rank} (A, B, the bits of the scale) and for an
+ * {@code l4_task_tensor}, and 3 for an {@code l4_place}. The caller keeps the memory behind the addresses alive.
  */
 @Properties(value = @Platform(include = "lora4j/lora4j.h", library = "jnilora4j"))
 public final class Lora4j {
@@ -29,6 +29,11 @@ public final class Lora4j {
 
     public static final int MATRIX_FIELDS = 6;
     public static final int LOW_RANK_FIELDS = 2 * MATRIX_FIELDS + 1;
+
+    public static final int TASK_TENSOR_FIELDS = MATRIX_FIELDS + 7;
+
+    public static final int LARGEST = 1;
+    public static final int RANDOM = 2;
 
     private Lora4j() {}
 
@@ -67,5 +72,17 @@ public final class Lora4j {
             @Cast("const int32_t*") int[] rows,
             @Cast("const l4_low_rank*") long[] adapters,
             @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+
+    public static native @Cast("int64_t") long l4_combine_scratch(
+            @Cast("int64_t") long rows, @Cast("int64_t") long cols, @Cast("const l4_place*") long[] place);
+
+    public static native int l4_combine(
+            @Cast("const l4_matrix*") long[] y,
+            @Cast("const l4_task_tensor*") long[] tensors,
+            @Cast("int64_t") long count,
+            @Cast("int64_t") long election,
+            @Cast("void*") long scratch,
+            @Cast("int64_t") long scratchBytes,
             @Cast("const l4_place*") long[] place);
 }

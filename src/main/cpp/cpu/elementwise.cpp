@@ -1,0 +1,153 @@
+// Loops over elements for the instruction set that L4_ISA names; the compiler makes vectors of them. Only names with
+// internal linkage and the one function at the end, as in kernels.cpp.
+#include "cpu/elementwise.h"
+
+#if L4_ISA == 512
+#include "cpu/simd_avx512.h"
+#define L4_ELEMENTWISE avx512_elementwise
+#elif L4_ISA == 2
+#include "cpu/simd_avx2.h"
+#define L4_ELEMENTWISE avx2_elementwise
+#else
+#include "cpu/simd_plain.h"
+#define L4_ELEMENTWISE plain_elementwise
+#endif
+
+namespace lora4j {
+namespace {
+
+constexpr int width = Simd::width;
+constexpr int64_t piece = 256;  // elements whose intermediate results stay in the first-level cache
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <DType T>
+void widen_as(const void* data, int64_t index, int64_t stride, int64_t count, float* out) {
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + width <= count; i += width) Simd::keep(out + i, Simd::load<T>(data, index + i));
+  }
+  for (; i < count; i++) out[i] = load(data, index + i * stride, T);
+}
+
+void widen(const void* data, int64_t index, int64_t stride, DType type, int64_t count, float* out) {
+  switch (type) {
+    case DType::f32: widen_as<DType::f32>(data, index, stride, count, out); break;
+    case DType::bf16: widen_as<DType::bf16>(data, index, stride, count, out); break;
+    case DType::f16: widen_as<DType::f16>(data, index, stride, count, out); break;
+  }
+}
+
+template <DType T>
+void narrow_as(const float* values, int64_t count, void* data, int64_t index, int64_t stride) {
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + width <= count; i += width) Simd::store<T>(data, index + i, Simd::load<DType::f32>(values, i));
+  }
+  for (; i < count; i++) store(data, index + i * stride, T, values[i]);
+}
+
+void narrow(const float* values, int64_t count, void* data, int64_t index, int64_t stride, DType type) {
+  switch (type) {
+    case DType::f32: narrow_as<DType::f32>(values, count, data, index, stride); break;
+    case DType::bf16: narrow_as<DType::bf16>(values, count, data, index, stride); break;
+    case DType::f16: narrow_as<DType::f16>(values, count, data, index, stride); break;
+  }
+}
+
+void count_keys(const float* values, int64_t count, uint32_t* bins) {
+  for (int64_t i = 0; i < count; i++) bins[magnitude_key(values[i]) >> low_bits]++;
+}
+
+void keep_largest(float* values, int64_t count, uint32_t from, uint32_t below, uint8_t* undecided) {
+  constexpr int64_t step = 64;
+  for (int64_t first = 0; first < count; first += step) {
+    int64_t n = least(step, count - first);
+    float* value = values + first;
+    uint32_t open = 0;
+    for (int64_t i = 0; i < n; i++) {
+      uint32_t key = magnitude_key(value[i]);
+      value[i] = float_of(key < from ? 0u : bits_of(value[i]));
+      open += key >= from && key < below ? 1u : 0u;
+    }
+    for (int64_t i = 0; i < n && open > 0; i++) {
+      uint32_t key = magnitude_key(value[i]);
+      if (key >= from && key < below) {
+        undecided[first + i] = 1;
+        open--;
+      }
+    }
+  }
+}
+
+void keep_random(float* values, int64_t first, int64_t count, const TaskTensor& tensor) {
+  if (tensor.keep_below > UINT32_MAX) return;  // all of them, and density 1 divides by 1
+  auto below = static_cast<uint32_t>(tensor.keep_below);
+  alignas(64) uint32_t words[4][piece / 4];
+  for (int64_t start = 0; start < count; start += piece) {
+    uint64_t block = static_cast<uint64_t>(first + start) / 4;
+    for (int64_t i = 0; i < piece / 4; i++) {
+      PhiloxBlock random = philox(tensor.seed, tensor.stream, block + static_cast<uint64_t>(i));
+      for (int j = 0; j < 4; j++) words[j][i] = random.word[j];
+    }
+    int64_t n = least(piece, count - start);
+    for (int64_t i = 0; i < n; i++) {
+      float value = values[start + i];
+      values[start + i] = words[i % 4][i / 4] < below ? value / tensor.divisor : 0.0f;
+    }
+  }
+}
+
+// As combined_element of core/combine.h, a loop over elements for each step.
+template <Election election>
+void combine_piece(const float* values, int64_t stride, int64_t n, const TaskTensor* tensors, int64_t tensor_count,
+                   float* out) {
+  float votes[piece] = {};
+  float number[piece] = {};
+  if constexpr (election != Election::none) {
+    for (int64_t t = 0; t < tensor_count; t++) {
+      const float* x = values + t * stride;
+      for (int64_t i = 0; i < n; i++) votes[i] = votes[i] + vote(election, x[i]);
+    }
+  }
+  for (int64_t i = 0; i < n; i++) out[i] = 0.0f;
+  for (int64_t t = 0; t < tensor_count; t++) {
+    const float* x = values + t * stride;
+    float weight = tensors[t].weight;
+    for (int64_t i = 0; i < n; i++) {
+      float term = weight * x[i];
+      if constexpr (election != Election::none) {
+        float agreed = agrees(x[i], votes[i]);
+        term = term * agreed;
+        number[i] = number[i] + agreed;
+      }
+      out[i] = out[i] + term;
+    }
+  }
+  if constexpr (election != Election::none) {
+    for (int64_t i = 0; i < n; i++) out[i] = out[i] / (number[i] > 1.0f ? number[i] : 1.0f);
+  }
+}
+
+void combine(const float* values, int64_t stride, int64_t count, const TaskTensor* tensors, int64_t tensor_count,
+             Election election, float* out) {
+  for (int64_t first = 0; first < count; first += piece) {
+    int64_t n = least(piece, count - first);
+    const float* at = values + first;
+    switch (election) {
+      case Election::none: combine_piece<Election::none>(at, stride, n, tensors, tensor_count, out + first); break;
+      case Election::total: combine_piece<Election::total>(at, stride, n, tensors, tensor_count, out + first); break;
+      case Election::frequency:
+        combine_piece<Election::frequency>(at, stride, n, tensors, tensor_count, out + first);
+        break;
+    }
+  }
+}
+
+const Elementwise table = {widen, narrow, count_keys, keep_largest, keep_random, combine};
+
+}  // namespace
+
+const Elementwise* L4_ELEMENTWISE() { return &table; }
+
+}  // namespace lora4j
