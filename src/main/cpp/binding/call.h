@@ -56,6 +56,13 @@ inline void check_limit(const char* name, int64_t value, int64_t most) {
                 std::string(name) + " is " + std::to_string(value) + "; CUDA takes at most " + std::to_string(most)};
   }
 }
+
+inline void check_scratch(const void* scratch, int64_t bytes, int64_t needed) {
+  if (bytes < needed || !scratch || reinterpret_cast<uintptr_t>(scratch) % 16) {
+    refuse("scratch has " + std::to_string(scratch ? bytes : 0) + " bytes; it must have " + std::to_string(needed) +
+           " in device memory, aligned to 16");
+  }
+}
 #endif
 
 }  // namespace lora4j

@@ -51,15 +51,6 @@ TaskTensor check_tensor(const std::string& name, const l4_task_tensor& tensor, c
   return checked;
 }
 
-#ifdef L4_CUDA_ARCHS
-void check_scratch(const void* scratch, int64_t bytes, int64_t needed) {
-  if (bytes < needed || !scratch || reinterpret_cast<uintptr_t>(scratch) % 16) {
-    refuse("scratch has " + std::to_string(scratch ? bytes : 0) + " bytes; it must have " + std::to_string(needed) +
-           " in device memory, aligned to 16");
-  }
-}
-#endif
-
 void combine(const l4_matrix* y, const l4_task_tensor* tensors, int64_t count, int64_t election,
              [[maybe_unused]] void* scratch, [[maybe_unused]] int64_t scratch_bytes, const l4_place* where) {
   Place place = check_place(where);

@@ -95,8 +95,6 @@ void check_apart(const std::string& name, const Matrix& m, const std::string& wr
   if (may_overlap(written, m)) refuse(name + " overlaps " + written_name + "; copy it");
 }
 
-namespace {
-
 std::vector<LowRank> check_updates(const std::string& list, const l4_low_rank* updates, int64_t count, int64_t in,
                                    int64_t out, const std::string& written_name, const Matrix& written) {
   if (count < 0) refuse("count is " + std::to_string(count) + "; it must be 0 or more");
@@ -119,7 +117,16 @@ std::vector<LowRank> check_updates(const std::string& list, const l4_low_rank* u
   return checked;
 }
 
-}  // namespace
+void check_row_numbers(const int32_t* rows, int64_t row_count, int64_t count) {
+  if (row_count > most_rows) refuse(std::to_string(row_count) + " rows are given; split calls above 2^31 - 1 rows");
+  if (row_count > 0 && !rows) refuse("rows is null; pass one adapter index, or -1, for each row");
+  for (int64_t t = 0; t < row_count; t++) {
+    if (rows[t] < -1 || rows[t] >= count) {
+      refuse("rows[" + std::to_string(t) + "] is " + std::to_string(rows[t]) + " but there are " +
+             std::to_string(count) + " adapters; use -1 for a row without one");
+    }
+  }
+}
 
 Place check_place(const l4_place* place) {
   if (!place) refuse("place is null; pass {L4_CPU, 0, NULL} for CPU memory");
@@ -146,17 +153,10 @@ CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* 
   Matrix out = check_matrix("y", y);
   Matrix in = check_matrix("x", x);
   check_writable("y", out);
-  if (out.rows > most_rows) refuse("y has " + std::to_string(out.rows) + " rows; split calls above 2^31 - 1 rows");
   if (in.rows != out.rows) refuse("x is " + shape(in) + " and y is " + shape(out) + "; both need one row per token");
   check_apart("x", in, "y", out);
-  if (out.rows > 0 && !rows) refuse("rows is null; pass one adapter index, or -1, for each row of y");
   std::vector<LowRank> checked = check_updates("adapters", adapters, count, in.cols, out.cols, "y", out);
-  for (int64_t t = 0; t < out.rows; t++) {
-    if (rows[t] < -1 || rows[t] >= count) {
-      refuse("rows[" + std::to_string(t) + "] is " + std::to_string(rows[t]) + " but there are " +
-             std::to_string(count) + " adapters; use -1 for a row without one");
-    }
-  }
+  check_row_numbers(rows, out.rows, count);
   return {out, in, std::move(checked)};
 }
 

@@ -13,6 +13,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 #include "cpu/thread.h"
+#include "cpu/tiles.h"
 
 namespace lora4j {
 namespace {
@@ -22,32 +23,6 @@ constexpr int64_t range = 32 * tile;
 constexpr int64_t least_to_count = 1 << 13;  // below, all elements go on the list
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Elements [first, first + count) of a matrix, row by row, in pieces of equal stride.
-template <typename Piece>
-void for_pieces(const Matrix& m, int64_t first, int64_t count, const Piece& piece) {
-  bool flat = m.rows == 1 || m.row_stride == m.cols * m.col_stride;
-  int64_t done = 0;
-  while (done < count) {
-    int64_t row = flat ? 0 : (first + done) / m.cols;
-    int64_t col = flat ? first + done : (first + done) % m.cols;
-    int64_t n = flat ? count : least(count - done, m.cols - col);
-    piece(done, row * m.row_stride + col * m.col_stride, n);
-    done += n;
-  }
-}
-
-void load_tile(const Elementwise& table, const Matrix& m, int64_t first, int64_t count, float* out) {
-  for_pieces(m, first, count, [&](int64_t at, int64_t index, int64_t n) {
-    table.widen(m.data, index, m.col_stride, m.type, n, out + at);
-  });
-}
-
-void store_tile(const Elementwise& table, const float* values, int64_t first, int64_t count, const Matrix& m) {
-  for_pieces(m, first, count, [&](int64_t at, int64_t index, int64_t n) {
-    table.narrow(values + at, n, m.data, index, m.col_stride, m.type);
-  });
-}
 
 // What the first reading says of a tensor: keys from `below` on are kept, those under `from` are not, and of those
 // between `wanted` are kept.

@@ -2,15 +2,25 @@
 // internal linkage and the one function at the end, as in kernels.cpp.
 #include "cpu/elementwise.h"
 
+#include <cstring>
+
+#include "core/norms.h"
+
 #if L4_ISA == 512
 #include "cpu/simd_avx512.h"
 #define L4_ELEMENTWISE avx512_elementwise
+#define L4_DOT_ROWS 4
+#define L4_DOT_COLS 4
 #elif L4_ISA == 2
 #include "cpu/simd_avx2.h"
 #define L4_ELEMENTWISE avx2_elementwise
+#define L4_DOT_ROWS 2
+#define L4_DOT_COLS 2
 #else
 #include "cpu/simd_plain.h"
 #define L4_ELEMENTWISE plain_elementwise
+#define L4_DOT_ROWS 2
+#define L4_DOT_COLS 1
 #endif
 
 namespace lora4j {
@@ -144,7 +154,69 @@ void combine(const float* values, int64_t stride, int64_t count, const TaskTenso
   }
 }
 
-const Elementwise table = {widen, narrow, count_keys, keep_largest, keep_random, combine};
+typedef float Floats __attribute__((vector_size(double_lanes * sizeof(float))));
+typedef double Doubles __attribute__((vector_size(double_lanes * sizeof(double))));
+
+// Several dot products at once; each has its own chains.
+template <int rows, int cols>
+void double_tile(const float* const* x, const float* const* y, int64_t n, double* out, int64_t out_stride) {
+  Doubles sum[rows][cols] = {};
+  for (int64_t k = 0; k < n; k += double_lanes) {
+    Floats part[rows + cols] = {};
+    auto bytes = static_cast<size_t>(least(double_lanes, n - k)) * sizeof(float);
+    if (bytes == sizeof(Floats)) {
+      for (int i = 0; i < rows; i++) std::memcpy(&part[i], x[i] + k, sizeof(Floats));
+      for (int j = 0; j < cols; j++) std::memcpy(&part[rows + j], y[j] + k, sizeof(Floats));
+    } else {  // padded with zeros, which change no sum
+      for (int i = 0; i < rows; i++) std::memcpy(&part[i], x[i] + k, bytes);
+      for (int j = 0; j < cols; j++) std::memcpy(&part[rows + j], y[j] + k, bytes);
+    }
+    Doubles right[cols];
+    for (int j = 0; j < cols; j++) right[j] = __builtin_convertvector(part[rows + j], Doubles);
+    for (int i = 0; i < rows; i++) {
+      Doubles left = __builtin_convertvector(part[i], Doubles);
+      for (int j = 0; j < cols; j++) sum[i][j] = sum[i][j] + left * right[j];
+    }
+  }
+  for (int i = 0; i < rows; i++) {
+    for (int j = 0; j < cols; j++) {
+      double lane[double_lanes];
+      std::memcpy(lane, &sum[i][j], sizeof lane);
+      out[i * out_stride + j] = double_tree(lane);
+    }
+  }
+}
+
+template <int rows>
+void double_rows(const float* const* x, const float* y, int64_t y_stride, int64_t y_rows, int64_t n, double* out,
+                 int64_t out_stride) {
+  int64_t j = 0;
+  for (; j + L4_DOT_COLS <= y_rows; j += L4_DOT_COLS) {
+    const float* of[L4_DOT_COLS];
+    for (int c = 0; c < L4_DOT_COLS; c++) of[c] = y + (j + c) * y_stride;
+    double_tile<rows, L4_DOT_COLS>(x, of, n, out + j, out_stride);
+  }
+  for (; j < y_rows; j++) {
+    const float* of = y + j * y_stride;
+    double_tile<rows, 1>(x, &of, n, out + j, out_stride);
+  }
+}
+
+void double_dots(const float* x, int64_t x_stride, int64_t x_rows, const float* y, int64_t y_stride, int64_t y_rows,
+                 int64_t n, double* out, int64_t out_stride) {
+  int64_t i = 0;
+  for (; i + L4_DOT_ROWS <= x_rows; i += L4_DOT_ROWS) {
+    const float* of[L4_DOT_ROWS];
+    for (int r = 0; r < L4_DOT_ROWS; r++) of[r] = x + (i + r) * x_stride;
+    double_rows<L4_DOT_ROWS>(of, y, y_stride, y_rows, n, out + i * out_stride, out_stride);
+  }
+  for (; i < x_rows; i++) {
+    const float* of = x + i * x_stride;
+    double_rows<1>(&of, y, y_stride, y_rows, n, out + i * out_stride, out_stride);
+  }
+}
+
+const Elementwise table = {widen, narrow, count_keys, keep_largest, keep_random, combine, double_dots};
 
 }  // namespace
 

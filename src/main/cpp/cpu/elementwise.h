@@ -24,6 +24,10 @@ struct Elementwise {
   // Combines `count` elements of tensors that lie `stride` apart in values.
   void (*combine)(const float* values, int64_t stride, int64_t count, const TaskTensor* tensors, int64_t tensor_count,
                   Election election, float* out);
+
+  // out[i * out_stride + j] = x_i . y_j in double, as core/norms.h defines it, for rows of n elements.
+  void (*double_dots)(const float* x, int64_t x_stride, int64_t x_rows, const float* y, int64_t y_stride, int64_t y_rows,
+                      int64_t n, double* out, int64_t out_stride);
 };
 
 const Elementwise* plain_elementwise();

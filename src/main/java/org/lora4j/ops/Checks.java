@@ -53,15 +53,19 @@ final class Checks {
                         + ": pass the adapter of this layer");
             }
         }
+        rowNumbers(rows, adapters.size());
+    }
+
+    static void rowNumbers(int[] rows, int count) {
         for (int t = 0; t < rows.length; t++) {
-            if (rows[t] < -1 || rows[t] >= adapters.size()) {
-                throw new IllegalArgumentException("rows[" + t + "] is " + rows[t] + " but there are " + adapters.size()
+            if (rows[t] < -1 || rows[t] >= count) {
+                throw new IllegalArgumentException("rows[" + t + "] is " + rows[t] + " but there are " + count
                         + " adapters: use -1 for a row without one");
             }
         }
     }
 
-    private static void matrix(String name, Tensor tensor) {
+    static void matrix(String name, Tensor tensor) {
         type(name, tensor);
         if (tensor.dim() != 2) {
             throw new IllegalArgumentException(name + " must have two dimensions but is " + Tensors.describe(tensor)
@@ -83,9 +87,13 @@ final class Checks {
         }
     }
 
-    private static void factors(String name, LowRank update, Tensor target, String targetName) {
+    static void factors(String name, LowRank update, Tensor target, String targetName) {
         factor(name + ".a", update.a(), target, targetName);
         factor(name + ".b", update.b(), target, targetName);
+        scale(name, update);
+    }
+
+    static void scale(String name, LowRank update) {
         if (!Float.isFinite((float) update.scale())) {
             throw new IllegalArgumentException(name + ".scale is " + update.scale()
                     + ": it must be finite in float32; check lora_alpha and r of the adapter");
