@@ -226,6 +226,28 @@ def _inits() -> dict:
     return cases
 
 
+def _tying() -> dict:
+    """Layers that share the embedding's weight follow its adapter. PEFT merges such an adapter twice, so it is not merged."""
+    bare = dict(ensure_weight_tying=True, case=dict(merge=False))
+    saved = dict(ensure_weight_tying=True, target_modules=["q_proj"])
+    both = ("model.embed_tokens.weight", "lm_head.weight")
+    return {
+        "llama": llm("llama_tied", "an adapter on the embedding", target_modules=["embed_tokens", "q_proj"], **bare),
+        "llama_head": llm("llama_tied", "lm_head is named, so the embedding is adapted", target_modules=["lm_head"], **bare),
+        "llama_both": llm("llama_tied", "both are named, rank 1", target_modules=["embed_tokens", "lm_head", "v_proj"],
+                          r=1, **bare),
+        "llama_regex": llm("llama_tied", "a regular expression", target_modules=r".*(q_proj|lm_head)", **bare),
+        "llama_rslora": llm("llama_tied", "scaled over the root of r", target_modules=["embed_tokens"], use_rslora=True,
+                            r=5, **bare),
+        "qwen3": llm("qwen3_tied", "an adapter on the embedding", target_modules=["embed_tokens", "o_proj"], **bare),
+        "llama_saved_head": llm("llama_tied", "lm_head is saved whole, so the embedding is", *both,
+                                modules_to_save=["lm_head"], **saved),
+        "llama_saved": llm("llama_tied", "the embedding is saved whole", *both, modules_to_save=["embed_tokens"], **saved),
+        "llama_untied": llm("llama", "nothing is tied: the setting has no effect", Q0, ensure_weight_tying=True,
+                            target_modules=["q_proj", "embed_tokens"]),
+    }
+
+
 CASES = {f"dora/{n}": c for n, c in _dora().items()}
 CASES |= {f"lora_bias/{n}": c for n, c in _bias().items()}
 CASES |= {f"tokens/{n}": c for n, c in _tokens().items()}
@@ -234,3 +256,4 @@ CASES |= {f"alora/{n}": c for n, c in _alora().items()}
 CASES |= {f"replication/{n}": c for n, c in _replication().items()}
 CASES |= {f"inits/{n}": c for n, c in _inits().items()}
 CASES |= {f"combos/{n}": c for n, c in _combos().items()}
+CASES |= {f"tying/{n}": c for n, c in _tying().items()}

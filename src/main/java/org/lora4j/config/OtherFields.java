@@ -24,6 +24,7 @@ final class OtherFields {
     private static final Set<String> HARMLESS = Set.of(
             "alora_invocation_tokens",
             "auto_mapping",
+            "ensure_weight_tying",
             "lora_bias",
             "use_dora",
             "trainable_token_indices",

@@ -91,6 +91,9 @@ final class AdapterFiles {
             if (saved.trains()) {
                 tensors.put(savedKey(path, adapter), saved.value().detach());
             }
+            saved.following()
+                    .forEach(other -> tensors.put(
+                            savedKey(other + ".weight", adapter), saved.value().detach()));
         });
         return tensors;
     }
@@ -113,33 +116,41 @@ final class AdapterFiles {
     }
 
     /**
-     * The values of an adapter by key of the file, checked against what the model expects. The tensors belong to the
-     * caller's scope.
+     * What an adapter's file holds.
      *
      * @param layers the layers the configuration means
      * @param saved the parameters it keeps copies of
      * @param others the shapes of further tensors by key
+     * @param repeats keys that may repeat the tensor of another key, transposed for an embedding's factors
+     */
+    record Contents(
+            Map<String, LoraLayer> layers,
+            Map<String, Tensor> saved,
+            Map<String, long[]> others,
+            Map<String, String> repeats) {}
+
+    /**
+     * The values of an adapter by key of the file, checked against what the model expects. The tensors belong to the
+     * caller's scope.
+     *
+     * @param contents what the file must have
      * @param base all parameters of the base model; a file may repeat some of them unchanged
      * @param lenient whether missing and unexpected tensors are only logged, as PEFT does at best
      * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
      */
     static Map<String, Tensor> read(
-            Path folder,
-            LoraConfig config,
-            Map<String, LoraLayer> layers,
-            Map<String, Tensor> saved,
-            Map<String, long[]> others,
-            Map<String, Tensor> base,
-            boolean lenient)
+            Path folder, LoraConfig config, Contents contents, Map<String, Tensor> base, boolean lenient)
             throws IOException {
-        Map<String, long[]> expected = new LinkedHashMap<>(others);
-        layers.forEach((path, layer) -> {
+        Map<String, long[]> expected = new LinkedHashMap<>(contents.others());
+        contents.layers().forEach((path, layer) -> {
             int rank = config.rankFor(layer.configPath());
             for (LoraWeights.Part part : LoraWeights.Part.of(config)) {
                 expected.put(key(layer, part), layer.shape(part, rank));
             }
         });
-        saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
+        contents.saved()
+                .forEach((path, parameter) ->
+                        expected.put(savedKey(path, contents.layers().keySet()), Tensors.shape(parameter)));
         Path file = AdapterFolder.tensors(folder);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();
@@ -153,7 +164,12 @@ final class AdapterFiles {
             for (String key : tensors.names()) {
                 Tensor value = tensors.tensor(key);
                 long[] shape = expected.get(key);
-                if (shape == null) {
+                String repeated = contents.repeats().get(key);
+                if (repeated != null) {
+                    if (tensors.names().contains(repeated) && !repeats(value, tensors.tensor(repeated), repeated)) {
+                        problems.add(key + " differs from " + repeated + ", which ensure_weight_tying ties it to");
+                    }
+                } else if (shape == null) {
                     if (!repeatsBase(key, value, base)) {
                         strays.add("unexpected " + key);
                     }
@@ -195,7 +211,7 @@ final class AdapterFiles {
     }
 
     /** The key of a base parameter: within every adapted module, PEFT's base_layer comes before the rest of the path. */
-    static String savedKey(String path, java.util.Set<String> targets) {
+    static String savedKey(String path, Set<String> targets) {
         StringBuilder key = new StringBuilder(PREFIX);
         int from = 0;
         for (int dot = path.indexOf('.'); dot >= 0; dot = path.indexOf('.', dot + 1)) {
@@ -208,6 +224,10 @@ final class AdapterFiles {
 
     private static String savedKey(String path, Adapter adapter) {
         return savedKey(path, adapter.weights().keySet());
+    }
+
+    private static boolean repeats(Tensor value, Tensor source, String key) {
+        return value.equal(key.contains(".lora_embedding_") ? source.t() : source);
     }
 
     /** PEFT writes the embeddings of the base beside an adapter that targets one; equal to ours they mean nothing. */

@@ -16,6 +16,9 @@ import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.MergeBase;
+import org.lora4j.layer.MergeChoice;
+import org.lora4j.layer.MergeReport;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
 
@@ -306,6 +309,26 @@ public final class LoraModel<M extends Module> {
     /** As {@link #mergeAdapter(String...)}, but refuses weights that are not finite. */
     public void mergeAdapter(boolean safe, Progress progress, String... names) {
         merge(names.length == 0 ? active.names() : List.of(names), safe, progress);
+    }
+
+    /**
+     * Chooses what adapters are merged into where layers are quantized; there is no default, since each choice loses
+     * something: see {@link MergeBase}. Holds for merges to come; adapters that are merged stay as they are.
+     *
+     * @throws IllegalArgumentException for ORIGINAL, which needs the weights: use {@link #mergeInto(MergeChoice)}
+     */
+    public void mergeInto(MergeBase base) {
+        mergeInto(MergeChoice.of(base));
+    }
+
+    /** As {@link #mergeInto(MergeBase)}, with the weights that were quantized. */
+    public void mergeInto(MergeChoice choice) {
+        active.mergeChoice(choice);
+    }
+
+    /** For each quantized layer that adapters were merged into, how large the errors are beside what they add; by path. */
+    public Map<String, MergeReport> mergeReports() {
+        return merging.reports();
     }
 
     /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */

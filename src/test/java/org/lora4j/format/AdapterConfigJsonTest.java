@@ -76,7 +76,7 @@ class AdapterConfigJsonTest {
         "eva, ''",
         "corda, ''",
         "lora_ga, ''",
-        "lora_bias, ensure_weight_tying",
+        "lora_bias, ''",
         "replication, target_parameters",
         "alora, ''",
         "kasa, kasa_config",
