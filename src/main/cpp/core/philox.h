@@ -29,7 +29,11 @@ L4_INLINE PhiloxBlock philox(uint64_t seed, uint64_t stream, uint64_t block) {
 
 // The random word of element `index`.
 L4_INLINE uint32_t philox_word(uint64_t seed, uint64_t stream, int64_t index) {
-  return philox(seed, stream, static_cast<uint64_t>(index) / 4).word[index % 4];
+  PhiloxBlock block = philox(seed, stream, static_cast<uint64_t>(index) / 4);
+  // Chosen, not indexed: registers have no numbers.
+  uint32_t even = index & 2 ? block.word[2] : block.word[0];
+  uint32_t odd = index & 2 ? block.word[3] : block.word[1];
+  return index & 1 ? odd : even;
 }
 
 }  // namespace lora4j

@@ -14,8 +14,9 @@
 namespace lora4j {
 namespace {
 
-constexpr int64_t dot_ranks = 8;
-constexpr int64_t dot_rows = 16 * tile_rows;
+constexpr int64_t dot_ranks = 8;  // where rows are few
+constexpr int64_t dot_rows = 4 * tile_rows;  // of x or dy, which stay in the cache for all ranks
+constexpr int64_t block_rows = 16 * tile_rows;
 constexpr int64_t gradient_cols = 128;  // of x or dy: a chunk of them as float32 takes 128 KiB
 constexpr int64_t panel_floats = 1 << 14;
 constexpr int64_t most_cols = 512;
@@ -143,17 +144,19 @@ class Backward {
     int64_t cols = least(panel_floats / rank / table_.tile_cols * table_.tile_cols, most_cols);
     cols = std::max(cols, table_.tile_cols);
     panel_floats_ = std::max(panel_floats_, rank * cols);
+    Work work_h = wanted(params_.h) ? Work::load_h : Work::dot_h;
+    int64_t unit_ranks = group.row_count > dot_rows ? rank : dot_ranks;
     for (int64_t row = 0; row < group.row_count; row += dot_rows) {
       int64_t count = least(dot_rows, group.row_count - row);
-      bool given = wanted(params_.h);
-      for (int64_t k = 0; k < rank; k += dot_ranks) {
-        int64_t ranks = least(dot_ranks, rank - k);
+      for (int64_t k = 0; k < rank; k += unit_ranks) {
+        int64_t ranks = least(unit_ranks, rank - k);
         if (group.needs_u) steps_[0].push_back({Work::dot_u, g, k, ranks, row, count});
-        if (group.needs_h) steps_[0].push_back({given ? Work::load_h : Work::dot_h, g, k, ranks, row, count});
+        if (group.needs_h) steps_[0].push_back({work_h, g, k, ranks, row, count});
       }
-      if (wanted(params_.dx)) {
-        for (int64_t j = 0; j < in; j += cols) steps_[2].push_back({Work::dx, g, j, least(cols, in - j), row, count});
-      }
+    }
+    for (int64_t row = 0; row < group.row_count && wanted(params_.dx); row += block_rows) {
+      int64_t count = least(block_rows, group.row_count - row);
+      for (int64_t j = 0; j < in; j += cols) steps_[2].push_back({Work::dx, g, j, least(cols, in - j), row, count});
     }
     for (int64_t row = 0; row < group.row_count; row += gradient_chunk) {
       int64_t count = least(gradient_chunk, group.row_count - row);

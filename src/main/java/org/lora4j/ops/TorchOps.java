@@ -161,7 +161,8 @@ final class TorchOps implements LoraOps {
         DenseChecks.dequantize(target, weight, firstRow);
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard()) {
-            target.copy_(weight.dequantize(Tensors.type(target), firstRow, firstRow + target.size(0)));
+            long end = firstRow + target.size(0);
+            target.copy_(Dequantizing.inLibTorch(weight, Tensors.type(target), firstRow, end));
         }
     }
 
