@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 
+#include "binding/call.h"
 #include "core/checks.h"
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
@@ -23,7 +24,6 @@
 #endif
 
 namespace lora4j {
-namespace {
 
 thread_local std::string last_error;
 thread_local int thread_count = 0;
@@ -37,43 +37,7 @@ int fail(int code, const char* function, const std::string& message) noexcept {
   return code;
 }
 
-// Runs a call and turns whatever it throws into a code.
-template <typename Call>
-int guarded(const char* function, const Call& call) noexcept {
-  try {
-    call();
-    return L4_OK;
-  } catch (const Error& error) {
-    return fail(error.code, function, error.message);
-  } catch (const std::bad_alloc&) {
-    return fail(L4_FAILED, function, "out of memory for scratch space; free memory or use fewer threads");
-  } catch (const std::exception& error) {
-    return fail(L4_FAILED, function, error.what());
-  } catch (...) {
-    return fail(L4_FAILED, function, "unknown failure");
-  }
-}
-
-void check_device(const Place& place) {
-  if (!l4_has_device(place.device)) {
-    throw Error{L4_UNSUPPORTED,
-                "place.device is CUDA but this library was compiled without CUDA; build it where nvcc is installed "
-                "(-DLORA4J_CUDA=ON), or move the matrices to the CPU"};
-  }
-}
-
-#ifdef L4_CUDA_ARCHS
-void check_cuda(int error) {
-  if (error) throw Error{L4_FAILED, std::string("CUDA: ") + cuda_error_name(error)};
-}
-
-void check_limit(const char* name, int64_t value, int64_t most) {
-  if (value > most) {
-    throw Error{L4_UNSUPPORTED,
-                std::string(name) + " is " + std::to_string(value) + "; CUDA takes at most " + std::to_string(most)};
-  }
-}
-#endif
+namespace {
 
 void merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count, int32_t* not_finite,
            const l4_place* where) {

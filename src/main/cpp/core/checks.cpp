@@ -11,20 +11,22 @@ constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
 static_assert(sizeof(l4_matrix) == 6 * 8 && sizeof(l4_low_rank) == 13 * 8 && sizeof(l4_place) == 3 * 8,
               "callers describe matrices as arrays of 8-byte fields");
 
-[[noreturn]] void refuse(const std::string& message) { throw Error{L4_BAD_ARGUMENT, message}; }
+}  // namespace
+
+void refuse(const std::string& message) { throw Error{L4_BAD_ARGUMENT, message}; }
 
 std::string shape(const Matrix& m) { return "(" + std::to_string(m.rows) + ", " + std::to_string(m.cols) + ")"; }
 
 bool empty(const Matrix& m) { return m.rows == 0 || m.cols == 0; }
 
 // Bytes from the first element to the end of the last one.
-uint64_t extent(const Matrix& m) {
+static uint64_t extent(const Matrix& m) {
   if (empty(m)) return 0;
   int64_t last = (m.rows - 1) * m.row_stride + (m.cols - 1) * m.col_stride;
   return static_cast<uint64_t>(last + 1) * static_cast<uint64_t>(size_of(m.type));
 }
 
-void check_reach(const std::string& name, const Matrix& m) {
+static void check_reach(const std::string& name, const Matrix& m) {
   int64_t across;
   int64_t down;
   int64_t last;
@@ -115,7 +117,16 @@ std::vector<LowRank> check_updates(const std::string& list, const l4_low_rank* u
   return checked;
 }
 
-}  // namespace
+void check_row_numbers(const int32_t* rows, int64_t row_count, int64_t count) {
+  if (row_count > most_rows) refuse(std::to_string(row_count) + " rows are given; split calls above 2^31 - 1 rows");
+  if (row_count > 0 && !rows) refuse("rows is null; pass one adapter index, or -1, for each row");
+  for (int64_t t = 0; t < row_count; t++) {
+    if (rows[t] < -1 || rows[t] >= count) {
+      refuse("rows[" + std::to_string(t) + "] is " + std::to_string(rows[t]) + " but there are " +
+             std::to_string(count) + " adapters; use -1 for a row without one");
+    }
+  }
+}
 
 Place check_place(const l4_place* place) {
   if (!place) refuse("place is null; pass {L4_CPU, 0, NULL} for CPU memory");
@@ -153,17 +164,10 @@ CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* 
   Matrix out = check_matrix("y", y);
   Matrix in = check_matrix("x", x);
   check_writable("y", out);
-  if (out.rows > most_rows) refuse("y has " + std::to_string(out.rows) + " rows; split calls above 2^31 - 1 rows");
   if (in.rows != out.rows) refuse("x is " + shape(in) + " and y is " + shape(out) + "; both need one row per token");
   check_apart("x", in, "y", out);
-  if (out.rows > 0 && !rows) refuse("rows is null; pass one adapter index, or -1, for each row of y");
   std::vector<LowRank> checked = check_updates("adapters", adapters, count, in.cols, out.cols, "y", out);
-  for (int64_t t = 0; t < out.rows; t++) {
-    if (rows[t] < -1 || rows[t] >= count) {
-      refuse("rows[" + std::to_string(t) + "] is " + std::to_string(rows[t]) + " but there are " +
-             std::to_string(count) + " adapters; use -1 for a row without one");
-    }
-  }
+  check_row_numbers(rows, out.rows, count);
   return {out, in, std::move(checked)};
 }
 

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "cpu/elementwise.h"
 #include "cpu/kernels.h"
 
 namespace lora4j {
@@ -57,6 +58,15 @@ bool set_kernels(const char* name) {
   const Kernels* table = find(name);
   if (table) chosen.store(table, std::memory_order_release);
   return table != nullptr;
+}
+
+const Elementwise& elementwise() {
+#ifdef L4_X86
+  const Kernels* table = &kernels();
+  if (table == avx512_kernels()) return *avx512_elementwise();
+  if (table == avx2_kernels()) return *avx2_elementwise();
+#endif
+  return *plain_elementwise();
 }
 
 }  // namespace lora4j

@@ -103,6 +103,125 @@ L4_API int l4_merge_checked(const l4_matrix* w, const l4_matrix* from, const l4_
 L4_API int l4_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows, const l4_low_rank* adapters,
                               int64_t count, const l4_place* place);
 
+/* Which elements of a tensor l4_combine keeps; the others count as zero. */
+enum {
+  L4_ALL = 0,
+  L4_LARGEST = 1, /* the `kept` elements of the largest magnitude, of equal ones those that come first row by row */
+  L4_RANDOM = 2   /* each with probability `density`, see l4_task_tensor */
+};
+
+/* How l4_combine elects a sign for each element, as TIES merging does (arXiv:2306.01708). */
+enum { L4_NO_ELECTION = 0, L4_TOTAL = 1, L4_FREQUENCY = 2 };
+
+/* One tensor of a combination. 13 fields of 8 bytes.
+ *
+ * L4_RANDOM keeps element i (counted row by row) if word i % 4 of Philox 4x32-10 is below density * 2^32, rounded down;
+ * its key is the seed, its counter i / 4 and, in the upper half, the stream: the same elements on every device. */
+typedef struct l4_task_tensor {
+  l4_matrix x;
+  double weight;   /* finite in float32 */
+  int64_t pruning; /* L4_ALL, L4_LARGEST or L4_RANDOM */
+  int64_t kept;    /* L4_LARGEST: 0 .. rows * cols */
+  double density;  /* L4_RANDOM: 0 .. 1 */
+  int64_t rescale; /* L4_RANDOM: 1 divides what is kept by the density, 0 does not */
+  uint64_t seed;
+  uint64_t stream;
+} l4_task_tensor;
+
+/* Bytes of device memory that l4_combine needs for y of that shape; 0 on the CPU. Negative for a bad argument. */
+L4_API int64_t l4_combine_scratch(int64_t rows, int64_t cols, const l4_place* place);
+
+/* y = the weighted sum of the pruned tensors t_i, or of those that agree with the elected sign, divided by their number.
+ *
+ * Per element, i ascending, in float32 with a rounding after each step: without election y = sum of weight_i t_i. With
+ * one, the sign is that of the sum of t_i (L4_TOTAL) or of the sum of their signs (L4_FREQUENCY), positive if that is 0;
+ * y = sum of the weight_i t_i of that sign / max(1, their number). One rounding to y's type: the same bits on every device.
+ * NaN counts as larger than any number and stays in the result. y may be one of the tensors, with the same type and
+ * strides; else it shares memory with none. Each tensor is read at most twice on the CPU. On CUDA count <= 32. */
+L4_API int l4_combine(const l4_matrix* y, const l4_task_tensor* tensors, int64_t count, int64_t election, void* scratch,
+                      int64_t scratch_bytes, const l4_place* place);
+
+/* Gradients of one adapter's factors, of their shapes; an empty matrix (all fields 0) asks for none. 12 fields. */
+typedef struct l4_low_rank_gradient {
+  l4_matrix a;
+  l4_matrix b;
+} l4_low_rank_gradient;
+
+/* Bytes of device memory that l4_low_rank_backward needs for ranks up to that one; 0 on the CPU. Negative for a
+ * bad argument. */
+L4_API int64_t l4_low_rank_backward_scratch(int64_t in, int64_t out, int64_t rank, const l4_place* place);
+
+/* The gradients of l4_low_rank_update, added in place: with u[t] = b_a^T dy[t], h[t] = a_a x[t] and a = rows[t],
+ * dx[t] += scale_a a_a^T u[t], and for each adapter, over its rows, da += scale sum_t u[t] x[t]^T,
+ * db += scale sum_t dy[t] h[t]^T.
+ *
+ * dx (T, in), or null for none; dy (T, out); x (T, in); h (T, at least the largest rank) holds the products a_a x[t] kept
+ * from the forward pass, or is null, and they are computed. rows as in l4_low_rank_update; one gradient an adapter.
+ * u and h are sums as those of l4_low_rank_update, dx is its second product. The sums over rows are fma chains over
+ * ascending t of 256 rows each, added by fma(scale, chain, .) in float32 and rounded once: bits depend neither on threads
+ * nor on device. What is written shares memory with nothing else. */
+L4_API int l4_low_rank_backward(const l4_matrix* dx, const l4_matrix* dy, const l4_matrix* x, const l4_matrix* h,
+                                const int32_t* rows, const l4_low_rank* adapters, const l4_low_rank_gradient* gradients,
+                                int64_t count, void* scratch, int64_t scratch_bytes, const l4_place* place);
+
+/* g[i, j] = x[i] . y[j], doubles row by row; x (m, n), y (k, n), which may be x: a Gram matrix of factors.
+ *
+ * Per element 8 interleaved chains of sums in double, ascending, then a tree; the products of two float32 are exact. */
+L4_API int l4_gram(double* g, const l4_matrix* x, const l4_matrix* y, const l4_place* place);
+
+/* Bytes of device memory that l4_row_norms needs for that rank; 0 on the CPU. Negative for a bad argument. */
+L4_API int64_t l4_row_norms_scratch(int64_t rank, const l4_place* place);
+
+/* norms[o] = |w[o] + scale b[o] a|, the norm DoRA divides by (arXiv:2402.09353), without forming the sum; norms (out, 1).
+ *
+ * In double: the root of |w[o]|^2 + 2 scale b[o] . (a w[o]) + scale^2 b[o] (a a^T) b[o]^T, or 0 if rounding makes that
+ * negative, with dot products as in l4_gram and the rest summed over ascending ranks; one rounding to float32, one to
+ * the type of norms. w (out, in) may be of any strides. norms shares memory with nothing else. On CUDA rank <= 2048. */
+L4_API int l4_row_norms(const l4_matrix* norms, const l4_matrix* w, const l4_low_rank* update, void* scratch,
+                        int64_t scratch_bytes, const l4_place* place);
+
+/* A weight (rows, cols) of 4 or 8 bits an element, as bitsandbytes stores it. 12 fields of 8 bytes.
+ *
+ * 4 bits: packed holds two elements a byte, row by row, the first in the high bits; element e is values[code] times the
+ * scale of block e / block_size. 8 bits: packed is int8, and element (i, j) is packed * scales[i] * 0.00787401571869850.
+ * If scale_codes is given, the scale of block i is scale_map[scale_codes[i]] * scales[i / scale_block] + offset. All
+ * products are float32 and rounded, as are the sums. Pointers are to the place's memory, except values. */
+typedef struct l4_quantized {
+  const void* packed;
+  int64_t bits; /* 4 or 8 */
+  int64_t rows;
+  int64_t cols;
+  const float* values; /* 4 bits: 16 of them, in host memory */
+  int64_t block_size;  /* 4 bits: elements that share a scale */
+  const float* scales;
+  const uint8_t* scale_codes; /* 4 bits: null if the scales are not quantized */
+  const float* scale_map;     /* 256 */
+  int64_t scale_block;        /* scales that share a scale */
+  double offset;
+  int64_t reserved; /* 0 */
+} l4_quantized;
+
+/* w = rows first_row, first_row + 1, ... of the weight, as many as w has; w (n, cols), one rounding to its type. */
+L4_API int l4_dequantize(const l4_matrix* w, const l4_quantized* weight, int64_t first_row, const l4_place* place);
+
+/* Pages of equal size in one buffer: page p begins at data + p * page_size elements. 4 fields of 8 bytes. */
+typedef struct l4_pool {
+  void* data;
+  int64_t pages;
+  int64_t page_size; /* elements */
+  int64_t dtype;
+} l4_pool;
+
+/* Copies matrices into pages of a pool, and back. Their elements, row by row and matrix after matrix, fill the pages in
+ * the order of the list, which is host memory and has room for all of them; other elements of the pages stay as they
+ * are. Elements keep their bits where types agree, else they are rounded once. Matrices of consecutive pages are
+ * contiguous in the pool and need no gathering. What is written shares memory with nothing else, and l4_scatter takes no
+ * page twice. */
+L4_API int l4_scatter(const l4_pool* pool, const int32_t* pages, int64_t page_count, const l4_matrix* matrices,
+                      int64_t count, const l4_place* place);
+L4_API int l4_gather(const l4_matrix* matrices, int64_t count, const l4_pool* pool, const int32_t* pages,
+                     int64_t page_count, const l4_place* place);
+
 #ifdef __cplusplus
 }
 #endif

@@ -71,15 +71,19 @@ final class Checks {
                         + ": pass the adapter of this layer");
             }
         }
+        rowNumbers(rows, adapters.size());
+    }
+
+    static void rowNumbers(int[] rows, int count) {
         for (int t = 0; t < rows.length; t++) {
-            if (rows[t] < -1 || rows[t] >= adapters.size()) {
-                throw new IllegalArgumentException("rows[" + t + "] is " + rows[t] + " but there are " + adapters.size()
+            if (rows[t] < -1 || rows[t] >= count) {
+                throw new IllegalArgumentException("rows[" + t + "] is " + rows[t] + " but there are " + count
                         + " adapters: use -1 for a row without one");
             }
         }
     }
 
-    private static void matrix(String name, Tensor tensor) {
+    static void matrix(String name, Tensor tensor) {
         type(name, tensor);
         if (tensor.dim() != 2) {
             throw new IllegalArgumentException(name + " must have two dimensions but is " + Tensors.describe(tensor)
@@ -87,7 +91,7 @@ final class Checks {
         }
     }
 
-    private static void type(String name, Tensor tensor) {
+    static void type(String name, Tensor tensor) {
         if (!tensor.defined()) {
             throw new IllegalArgumentException(name + " is an undefined tensor: pass one that holds values");
         }
@@ -101,9 +105,13 @@ final class Checks {
         }
     }
 
-    private static void factors(String name, LowRank update, Tensor target, String targetName) {
+    static void factors(String name, LowRank update, Tensor target, String targetName) {
         factor(name + ".a", update.a(), target, targetName);
         factor(name + ".b", update.b(), target, targetName);
+        scale(name, update);
+    }
+
+    static void scale(String name, LowRank update) {
         if (!Float.isFinite((float) update.scale())) {
             throw new IllegalArgumentException(name + ".scale is " + update.scale()
                     + ": it must be finite in float32; check lora_alpha and r of the adapter");
@@ -118,7 +126,7 @@ final class Checks {
         }
     }
 
-    private static void device(String name, Tensor tensor, Tensor target, String targetName) {
+    static void device(String name, Tensor tensor, Tensor target, String targetName) {
         if (tensor.is_cpu() && target.is_cpu()) {
             return;
         }
@@ -139,7 +147,7 @@ final class Checks {
     }
 
     /** Refuses an output in which two elements are the same memory, such as an expanded tensor. */
-    private static void writable(String name, Tensor tensor) {
+    static void writable(String name, Tensor tensor) {
         long rows = tensor.size(0);
         long columns = tensor.size(1);
         if (rows == 0 || columns == 0) {
@@ -161,7 +169,7 @@ final class Checks {
     }
 
     /** Whether two matrices may share an element; exact for ranges apart and for column blocks of one buffer. */
-    private static boolean mayOverlap(Tensor target, Tensor other) {
+    static boolean mayOverlap(Tensor target, Tensor other) {
         if (target.numel() == 0 || other.numel() == 0 || !target.is_alias_of(other)) {
             return false;
         }

@@ -127,7 +127,7 @@ public record FourBitWeight(
         }
     }
 
-    private static Tensor empty(Tensor like, ScalarType type, long... shape) {
+    static Tensor empty(Tensor like, ScalarType type, long... shape) {
         try (TensorOptions of = like.options();
                 ScalarTypeOptional wanted = new ScalarTypeOptional(type);
                 TensorOptions options = of.dtype(wanted)) {
@@ -135,9 +135,8 @@ public record FourBitWeight(
         }
     }
 
-    @Override
-    public Tensor dequantize(ScalarType type, long from, long to) {
-        QuantizedWeight.checkRows(this, from, to);
+    /** {@link #dequantize} by LibTorch's operations. */
+    Tensor inLibTorch(ScalarType type, long from, long to) {
         return Scopes.within(() -> {
             try (NoGradGuard noGrad = new NoGradGuard()) {
                 Tensor result = empty(packed, type, (to - from) * columns);

@@ -74,9 +74,8 @@ public record Int8Weight(Tensor packed, Tensor scales, ScalarType dtype) impleme
         return packed.size(1);
     }
 
-    @Override
-    public Tensor dequantize(ScalarType type, long from, long to) {
-        QuantizedWeight.checkRows(this, from, to);
+    /** {@link #dequantize} by LibTorch's operations. */
+    Tensor inLibTorch(ScalarType type, long from, long to) {
         return Scopes.within(() -> {
             try (NoGradGuard noGrad = new NoGradGuard()) {
                 Tensor rows = packed.narrow(0, from, to - from).to(ScalarType.Float);

@@ -1,7 +1,9 @@
 package org.lora4j.ops;
 
 import java.util.List;
+import java.util.stream.IntStream;
 import org.bytedeco.pytorch.Tensor;
+import org.jspecify.annotations.Nullable;
 
 /**
  * The operations adapters are made of. None of them records gradients.
@@ -53,4 +55,121 @@ public interface LoraOps {
      * @throws IllegalArgumentException naming the argument, if a shape, type, device or index does not fit
      */
     void lowRankUpdate(Tensor y, Tensor x, int[] rows, List<LowRank> adapters);
+
+    /**
+     * Adds the gradients of {@link #lowRankUpdate}, in place. With {@code u[t] = B_a^T dy[t]} and {@code a = rows[t]}:
+     * {@code dx[t] += s_a A_a^T u[t]}, and for each adapter over its rows {@code dA_a += s_a sum_t u[t] x[t]^T} and
+     * {@code dB_a += s_a sum_t dy[t] (A_a x[t])^T}, each sum in float32 and rounded once.
+     *
+     * @param dx gradient of x, shape (T, in), or null if it is not wanted
+     * @param dy gradient of y, shape (T, out)
+     * @param x input, shape (T, in)
+     * @param h the products {@code A_a x[t]}, shape (T, at least the largest rank), if the forward pass kept them; else null
+     * @param rows as in {@link #lowRankUpdate}
+     * @param gradients one for each adapter; what is written shares memory with nothing else
+     * @throws IllegalArgumentException naming the argument, if a shape, type, device or index does not fit
+     */
+    void lowRankBackward(
+            @Nullable Tensor dx,
+            Tensor dy,
+            Tensor x,
+            @Nullable Tensor h,
+            int[] rows,
+            List<LowRank> adapters,
+            List<LowRankGradient> gradients);
+
+    /**
+     * The products of all rows of x with all rows of y, in float64: a Gram matrix, if y is x.
+     *
+     * @param x shape (m, n)
+     * @param y shape (k, n)
+     * @return float64 (m, k)
+     * @throws IllegalArgumentException naming the argument, if a shape, type or device does not fit
+     */
+    Tensor gram(Tensor x, Tensor y);
+
+    /**
+     * The norms of the rows of {@code W + s B A}, which DoRA (arXiv:2402.09353) divides by, from the factors: the sum is
+     * never formed. Computed in float64, rounded to float32 and then to the result's type.
+     *
+     * @param norms the result, shape (out)
+     * @param weight W, shape (out, in); a transposed view is as good as any
+     * @throws IllegalArgumentException naming the argument, if a shape, type or device does not fit
+     */
+    void rowNorms(Tensor norms, Tensor weight, LowRank update);
+
+    /**
+     * Some rows of the weight a quantized one stands for, as {@link QuantizedWeight#dequantize} gives them.
+     *
+     * @param target the result, shape (n, columns): rows {@code firstRow}, {@code firstRow + 1}, ...
+     * @throws IllegalArgumentException naming the argument, if a shape, type, device or row does not fit
+     */
+    void dequantize(Tensor target, QuantizedWeight weight, long firstRow);
+
+    /**
+     * Copies matrices into pages of a pool: their elements, row by row and one matrix after the other, fill the pages in
+     * the order of the list. What else the pages hold stays. Elements keep their bits where types agree, else they are
+     * rounded once. A matrix in consecutive pages is contiguous there.
+     *
+     * @param pool contiguous, shape (pages, elements of a page)
+     * @param pages numbers of pages, each once, with room for all matrices
+     * @throws IllegalArgumentException naming the argument, if a shape, type, device or page does not fit
+     */
+    void scatter(Tensor pool, int[] pages, List<Tensor> matrices);
+
+    /** The inverse of {@link #scatter}: fills matrices, which share no memory, from the pages. */
+    void gather(List<Tensor> matrices, Tensor pool, int[] pages);
+
+    /**
+     * Combines pruned tensors t_i, element by element: {@code y = sum_i w_i t_i}, or with an election of signs the sum over
+     * those of the elected sign, divided by their number.
+     *
+     * <p>In float32, a rounding after each step and i ascending, so the native operations, LibTorch's on the CPU and, for
+     * float32, PEFT's {@code merge_utils} give the same bits. NaN stays NaN.
+     *
+     * @param y the result, contiguous or a matrix of any strides; it may be one of the tensors
+     * @param tensors at least one, all of y's shape
+     * @throws IllegalArgumentException naming the argument, if a shape, type, device or weight does not fit
+     */
+    void combine(Tensor y, List<TaskTensor> tensors, SignElection election);
+
+    /** As {@link #combine(Tensor, List, SignElection)}, into a new tensor of the first one's shape and type. */
+    default Tensor combine(List<TaskTensor> tensors, SignElection election) {
+        if (tensors.isEmpty()) {
+            throw new IllegalArgumentException("tensors is empty: pass at least one");
+        }
+        Tensor first = tensors.get(0).tensor();
+        Tensor y = first.defined() ? first.new_empty(Tensors.shape(first)) : new Tensor();
+        combine(y, tensors, election);
+        return y;
+    }
+
+    /** A tensor's largest magnitudes, the rest zero; see {@link Pruning#magnitude}. */
+    default Tensor trim(Tensor tensor, double density) {
+        return combine(List.of(new TaskTensor(tensor, 1, Pruning.magnitude(density))), SignElection.NONE);
+    }
+
+    /** A random part of a tensor, the rest zero; see {@link Pruning#random}. */
+    default Tensor prune(Tensor tensor, double density, boolean rescale, long seed, long stream) {
+        Pruning pruning = Pruning.random(density, rescale, seed, stream);
+        return combine(List.of(new TaskTensor(tensor, 1, pruning)), SignElection.NONE);
+    }
+
+    /**
+     * TIES in one pass: each tensor trimmed, signs elected, disjoint mean.
+     *
+     * @param weights one a tensor
+     * @param density of each tensor
+     * @throws IllegalArgumentException also if there are not as many weights as tensors
+     */
+    default Tensor ties(List<Tensor> tensors, double[] weights, double density, SignElection election) {
+        if (weights.length != tensors.size()) {
+            throw new IllegalArgumentException("weights has " + weights.length + " entries but tensors has "
+                    + tensors.size() + ": pass one weight for each tensor");
+        }
+        List<TaskTensor> trimmed = IntStream.range(0, weights.length)
+                .mapToObj(i -> new TaskTensor(tensors.get(i), weights[i], Pruning.magnitude(density)))
+                .toList();
+        return combine(trimmed, election);
+    }
 }

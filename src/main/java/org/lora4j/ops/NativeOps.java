@@ -2,6 +2,8 @@ package org.lora4j.ops;
 
 import java.lang.ref.Reference;
 import java.util.List;
+import java.util.Objects;
+import java.util.stream.Stream;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Tensor;
@@ -107,6 +109,207 @@ final class NativeOps implements LoraOps {
         Reference.reachabilityFence(adapters);
     }
 
+    @Override
+    public void lowRankBackward(
+            @Nullable Tensor dx,
+            Tensor dy,
+            Tensor x,
+            @Nullable Tensor h,
+            int[] rows,
+            List<LowRank> adapters,
+            List<LowRankGradient> gradients) {
+        BackwardChecks.check(dx, dy, x, h, rows, adapters, gradients);
+        if (elsewhere != null && !hasKernels(dy)) {
+            elsewhere.lowRankBackward(dx, dy, x, h, rows, adapters, gradients);
+            return;
+        }
+        if (adapters.isEmpty() || rows.length == 0) {
+            return;
+        }
+        long[] place = place(dy);
+        long[] targets = new long[gradients.size() * Lora4j.GRADIENT_FIELDS];
+        for (int i = 0; i < gradients.size(); i++) {
+            describeIfAny(gradients.get(i).a(), targets, i * Lora4j.GRADIENT_FIELDS);
+            describeIfAny(gradients.get(i).b(), targets, i * Lora4j.GRADIENT_FIELDS + Lora4j.MATRIX_FIELDS);
+        }
+        long rank = adapters.stream().mapToLong(LowRank::rank).max().orElse(0);
+        try (Tensor scratch = scratch(dy, Lora4j.l4_low_rank_backward_scratch(x.size(1), dy.size(1), rank, place))) {
+            call(Lora4j.l4_low_rank_backward(
+                    dx == null ? null : matrix(dx),
+                    matrix(dy),
+                    matrix(x),
+                    h == null ? null : matrix(h),
+                    rows,
+                    lowRanks(adapters),
+                    targets,
+                    adapters.size(),
+                    address(scratch),
+                    scratch.numel(),
+                    place));
+        }
+        if (dx != null) {
+            written(dx);
+        }
+        for (LowRankGradient gradient : gradients) {
+            Stream.of(gradient.a(), gradient.b()).filter(Objects::nonNull).forEach(NativeOps::written);
+        }
+        Reference.reachabilityFence(x);
+        Reference.reachabilityFence(h);
+        Reference.reachabilityFence(adapters);
+    }
+
+    private static void describeIfAny(@Nullable Tensor tensor, long[] fields, int at) {
+        if (tensor != null) {
+            describe(tensor, fields, at);
+        }
+    }
+
+    @Override
+    public Tensor gram(Tensor x, Tensor y) {
+        DenseChecks.gram(x, y);
+        if (elsewhere != null && !hasKernels(x)) {
+            return elsewhere.gram(x, y);
+        }
+        long[] place = place(x);
+        Tensor result = Scopes.within(() -> torch.zeros(x.size(0), y.size(0)).to(x.device(), ScalarType.Double));
+        call(Lora4j.l4_gram(address(result), matrix(x), matrix(y), place));
+        Reference.reachabilityFence(x);
+        Reference.reachabilityFence(y);
+        return result;
+    }
+
+    @Override
+    public void rowNorms(Tensor norms, Tensor weight, LowRank update) {
+        DenseChecks.rowNorms(norms, weight, update);
+        if (elsewhere != null && !hasKernels(norms)) {
+            elsewhere.rowNorms(norms, weight, update);
+            return;
+        }
+        long[] place = place(norms);
+        try (Tensor column = norms.unsqueeze(1);
+                Tensor scratch = scratch(norms, Lora4j.l4_row_norms_scratch(update.rank(), place))) {
+            call(Lora4j.l4_row_norms(
+                    matrix(column),
+                    matrix(weight),
+                    lowRanks(List.of(update)),
+                    address(scratch),
+                    scratch.numel(),
+                    place));
+        }
+        written(norms);
+        Reference.reachabilityFence(weight);
+        Reference.reachabilityFence(update);
+    }
+
+    @Override
+    public void dequantize(Tensor target, QuantizedWeight weight, long firstRow) {
+        DenseChecks.dequantize(target, weight, firstRow);
+        if (elsewhere != null && !hasKernels(target)) {
+            elsewhere.dequantize(target, weight, firstRow);
+            return;
+        }
+        try (PointerScope scope = new PointerScope()) {
+            QuantizedFields fields = QuantizedFields.of(weight);
+            call(Lora4j.l4_dequantize(matrix(target), fields.values(), firstRow, place(target)));
+            Reference.reachabilityFence(fields);
+        }
+        written(target);
+        Reference.reachabilityFence(weight);
+    }
+
+    @Override
+    public void scatter(Tensor pool, int[] pages, List<Tensor> matrices) {
+        DenseChecks.pages(pool, pages, matrices, true);
+        if (elsewhere != null && !hasKernels(pool)) {
+            elsewhere.scatter(pool, pages, matrices);
+            return;
+        }
+        call(Lora4j.l4_scatter(pool(pool), pages, pages.length, matrices(matrices), matrices.size(), place(pool)));
+        written(pool);
+        Reference.reachabilityFence(matrices);
+    }
+
+    @Override
+    public void gather(List<Tensor> matrices, Tensor pool, int[] pages) {
+        DenseChecks.pages(pool, pages, matrices, false);
+        if (elsewhere != null && !hasKernels(pool)) {
+            elsewhere.gather(matrices, pool, pages);
+            return;
+        }
+        call(Lora4j.l4_gather(matrices(matrices), matrices.size(), pool(pool), pages, pages.length, place(pool)));
+        matrices.forEach(NativeOps::written);
+        Reference.reachabilityFence(pool);
+    }
+
+    private static long[] pool(Tensor pool) {
+        return new long[] {address(pool), pool.size(0), pool.size(1), dtype(Tensors.type(pool))};
+    }
+
+    private static long[] matrices(List<Tensor> list) {
+        long[] fields = new long[list.size() * Lora4j.MATRIX_FIELDS];
+        for (int i = 0; i < list.size(); i++) {
+            describe(list.get(i), fields, i * Lora4j.MATRIX_FIELDS);
+        }
+        return fields;
+    }
+
+    @Override
+    public void combine(Tensor y, List<TaskTensor> tensors, SignElection election) {
+        CombineChecks.check(y, tensors);
+        if (elsewhere != null && !hasKernels(y)) {
+            elsewhere.combine(y, tensors, election);
+            return;
+        }
+        if (y.numel() == 0) {
+            return;
+        }
+        try (PointerScope scope = new PointerScope()) {
+            Tensor out = CombineChecks.matrix(y);
+            List<Tensor> inputs = tensors.stream()
+                    .map(each -> CombineChecks.matrix(each.tensor()))
+                    .toList();
+            long[] fields = new long[tensors.size() * Lora4j.TASK_TENSOR_FIELDS];
+            for (int i = 0; i < inputs.size(); i++) {
+                describe(inputs.get(i), tensors.get(i), fields, i * Lora4j.TASK_TENSOR_FIELDS);
+            }
+            long[] place = place(y);
+            Tensor scratch = scratch(y, Lora4j.l4_combine_scratch(out.size(0), out.size(1), place));
+            call(Lora4j.l4_combine(
+                    matrix(out), fields, inputs.size(), election.ordinal(), address(scratch), scratch.numel(), place));
+            Reference.reachabilityFence(inputs);
+        }
+        written(y);
+    }
+
+    private static void describe(Tensor matrix, TaskTensor of, long[] fields, int at) {
+        describe(matrix, fields, at);
+        int next = at + Lora4j.MATRIX_FIELDS;
+        fields[next] = Double.doubleToRawLongBits(of.weight());
+        if (of.pruning() instanceof Pruning.Magnitude magnitude) {
+            fields[next + 1] = Lora4j.LARGEST;
+            fields[next + 2] = magnitude.kept(matrix.numel());
+        } else if (of.pruning() instanceof Pruning.Random random) {
+            fields[next + 1] = Lora4j.RANDOM;
+            fields[next + 3] = Double.doubleToRawLongBits(random.density());
+            fields[next + 4] = random.rescale() ? 1 : 0;
+            fields[next + 5] = random.seed();
+            fields[next + 6] = random.stream();
+        }
+    }
+
+    /** Memory for a call, on the device of a tensor. */
+    private static Tensor scratch(Tensor like, long bytes) {
+        if (bytes < 0) {
+            call((int) -bytes);
+        }
+        return torch.empty(bytes).to(like.device(), ScalarType.Byte);
+    }
+
+    static long address(Tensor tensor) {
+        Pointer data = tensor.data_ptr();
+        return data == null ? 0 : data.address();
+    }
+
     private static boolean hasKernels(Tensor tensor) {
         return tensor.is_cpu() || tensor.is_cuda() && Lora4j.l4_has_device(Lora4j.CUDA) != 0;
     }
@@ -144,8 +347,7 @@ final class NativeOps implements LoraOps {
     }
 
     private static void describe(Tensor tensor, long[] fields, int at) {
-        Pointer data = tensor.data_ptr();
-        fields[at] = data == null ? 0 : data.address();
+        fields[at] = address(tensor);
         fields[at + 1] = tensor.size(0);
         fields[at + 2] = tensor.size(1);
         fields[at + 3] = tensor.stride(0);

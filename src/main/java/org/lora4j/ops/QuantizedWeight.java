@@ -41,7 +41,10 @@ public sealed interface QuantizedWeight extends AutoCloseable permits FourBitWei
      * @return (to - from, columns)
      * @throws IllegalArgumentException if there are no such rows
      */
-    Tensor dequantize(ScalarType type, long from, long to);
+    default Tensor dequantize(ScalarType type, long from, long to) {
+        checkRows(this, from, to);
+        return Dequantizing.rows(this, type, from, to);
+    }
 
     /** The weight the quantized one stands for: (rows, columns). */
     default Tensor dequantize(ScalarType type) {

@@ -11,8 +11,8 @@ import org.jspecify.annotations.Nullable;
  * The functions of {@code lora4j.h}, one to one; the header says what they do.
  *
  * <p>Structures are passed as {@code long[]}, one element per 8-byte field: 6 for an {@code l4_matrix} (address, rows,
- * columns, row stride, column stride, type), 13 for an {@code l4_low_rank} (A, B, the bits of the scale) and 3 for an
- * {@code l4_place}. The caller keeps the memory behind the addresses alive.
+ * columns, row stride, column stride, type), 13 for an {@code l4_low_rank} (A, B, the bits of the scale) and for an
+ * {@code l4_task_tensor}, 12 for an {@code l4_low_rank_gradient} and an {@code l4_quantized}, 4 for an {@code l4_pool} and 3 for an {@code l4_place}. The caller keeps the memory behind the addresses alive.
  */
 @Properties(value = @Platform(include = "lora4j/lora4j.h", library = "jnilora4j"))
 public final class Lora4j {
@@ -30,6 +30,12 @@ public final class Lora4j {
 
     public static final int MATRIX_FIELDS = 6;
     public static final int LOW_RANK_FIELDS = 2 * MATRIX_FIELDS + 1;
+
+    public static final int GRADIENT_FIELDS = 2 * MATRIX_FIELDS;
+    public static final int TASK_TENSOR_FIELDS = MATRIX_FIELDS + 7;
+
+    public static final int LARGEST = 1;
+    public static final int RANDOM = 2;
 
     private Lora4j() {}
 
@@ -77,5 +83,75 @@ public final class Lora4j {
             @Cast("const int32_t*") int[] rows,
             @Cast("const l4_low_rank*") long[] adapters,
             @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+
+    public static native @Cast("int64_t") long l4_combine_scratch(
+            @Cast("int64_t") long rows, @Cast("int64_t") long cols, @Cast("const l4_place*") long[] place);
+
+    public static native int l4_combine(
+            @Cast("const l4_matrix*") long[] y,
+            @Cast("const l4_task_tensor*") long[] tensors,
+            @Cast("int64_t") long count,
+            @Cast("int64_t") long election,
+            @Cast("void*") long scratch,
+            @Cast("int64_t") long scratchBytes,
+            @Cast("const l4_place*") long[] place);
+
+    public static native @Cast("int64_t") long l4_low_rank_backward_scratch(
+            @Cast("int64_t") long in,
+            @Cast("int64_t") long out,
+            @Cast("int64_t") long rank,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_low_rank_backward(
+            @Cast("const l4_matrix*") long @Nullable [] dx,
+            @Cast("const l4_matrix*") long[] dy,
+            @Cast("const l4_matrix*") long[] x,
+            @Cast("const l4_matrix*") long @Nullable [] h,
+            @Cast("const int32_t*") int[] rows,
+            @Cast("const l4_low_rank*") long[] adapters,
+            @Cast("const l4_low_rank_gradient*") long[] gradients,
+            @Cast("int64_t") long count,
+            @Cast("void*") long scratch,
+            @Cast("int64_t") long scratchBytes,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_gram(
+            @Cast("double*") long g,
+            @Cast("const l4_matrix*") long[] x,
+            @Cast("const l4_matrix*") long[] y,
+            @Cast("const l4_place*") long[] place);
+
+    public static native @Cast("int64_t") long l4_row_norms_scratch(
+            @Cast("int64_t") long rank, @Cast("const l4_place*") long[] place);
+
+    public static native int l4_row_norms(
+            @Cast("const l4_matrix*") long[] norms,
+            @Cast("const l4_matrix*") long[] w,
+            @Cast("const l4_low_rank*") long[] update,
+            @Cast("void*") long scratch,
+            @Cast("int64_t") long scratchBytes,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_dequantize(
+            @Cast("const l4_matrix*") long[] w,
+            @Cast("const l4_quantized*") long[] weight,
+            @Cast("int64_t") long firstRow,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_scatter(
+            @Cast("const l4_pool*") long[] pool,
+            @Cast("const int32_t*") int[] pages,
+            @Cast("int64_t") long pageCount,
+            @Cast("const l4_matrix*") long[] matrices,
+            @Cast("int64_t") long count,
+            @Cast("const l4_place*") long[] place);
+
+    public static native int l4_gather(
+            @Cast("const l4_matrix*") long[] matrices,
+            @Cast("int64_t") long count,
+            @Cast("const l4_pool*") long[] pool,
+            @Cast("const int32_t*") int[] pages,
+            @Cast("int64_t") long pageCount,
             @Cast("const l4_place*") long[] place);
 }
