@@ -52,7 +52,11 @@ template <DType T>
 void narrow_as(const float* values, int64_t count, void* data, int64_t index, int64_t stride) {
   int64_t i = 0;
   if (stride == 1) {
-    for (; i + width <= count; i += width) Simd::store<T>(data, index + i, Simd::load<DType::f32>(values, i));
+    for (; i + 2 * width <= count; i += 2 * width) {
+      Simd::V first = Simd::load<DType::f32>(values, i), second = Simd::load<DType::f32>(values, i + width);
+      if (Simd::interleaved<T>) Simd::deinterleave(first, second);
+      Simd::store_pair<T>(data, index + i, first, second);
+    }
   }
   for (; i < count; i++) store(data, index + i * stride, T, values[i]);
 }
