@@ -34,22 +34,18 @@ def place(t: torch.Tensor) -> Place:
     return Place(1, t.device.index or 0, torch.cuda.current_stream(t.device).cuda_stream)
 
 
-SWITCHES = {"tiled": None, "pipelined": "LORA4J_CUDA_PIPELINED", "plain": "LORA4J_CUDA_PLAIN"}
-
-
 @contextlib.contextmanager
-def kernels(variant):
-    """Calls within use these CUDA kernels. The library looks at the environment with each call."""
-    for switch in SWITCHES.values():
-        if switch:
-            os.environ.pop(switch, None)
-    if SWITCHES[variant]:
-        os.environ[SWITCHES[variant]] = "1"
+def kernels(library, variant):
+    """Calls within use these CUDA kernels: exact, fast (merges only) or plain. The library reads the environment anew."""
+    os.environ.pop("LORA4J_CUDA_PLAIN", None)
+    if variant == "plain":
+        os.environ["LORA4J_CUDA_PLAIN"] = "1"
+    library.c.l4_set_merge(b"fast" if variant == "fast" else b"exact")
     try:
         yield
     finally:
-        if SWITCHES[variant]:
-            del os.environ[SWITCHES[variant]]
+        os.environ.pop("LORA4J_CUDA_PLAIN", None)
+        library.c.l4_set_merge(None)
 
 
 class Refused(Exception):

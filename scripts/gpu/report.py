@@ -84,13 +84,13 @@ def report(about, rows):
     lines += ["Added: what the update adds to the base linear it follows, of that linear's time.", ""]
     updates = [
         [
-            str(r["batch"]), str(r["distinct"]), str(r["r"]), str(r["width"]), r["kernels"], us(r["ms"]),
+            str(r["batch"]), str(r["distinct"]), str(r["r"]), str(r["width"]), us(r["ms"]),
             us(r["base_linear"]), us(r["both"]), f"{r['both'] / r['base_linear'] - 1:.0%}", us(r["bmm"]), us(r.get("peft")), us(r.get("peft_wall")),
             times(ratio(r.get("peft"), r["ms"])), times(r["ms"] / floor(r)), update_targets(r, floor(r)),
         ]
         for r in rows if r["op"] == "update"
     ]  # fmt: skip
-    names = "batch, distinct, r, width, kernels, ours, base linear, both, added, bmm gather, PEFT, PEFT wall, PEFT / ours"
+    names = "batch, distinct, r, width, ours, base linear, both, added, bmm gather, PEFT, PEFT wall, PEFT / ours"
     names += ", of bytes' floor, targets"
     lines += table(names.split(", "), updates)
     return "\n".join(lines) + "\n"

@@ -91,9 +91,16 @@ struct Barrier {
   }
 };
 
+// What the lanes of a warp show each other.
+struct Shown {
+  float value;
+  const uint16_t* row;
+  uint32_t words[6];
+};
+
 struct Warp {
   Barrier barrier;
-  float value[32];
+  Shown shown[32];
 };
 
 struct Block {
@@ -133,6 +140,8 @@ inline void Fiber::prepare() {
 
 // Runs a kernel as a launch would.
 struct Launch {
+  int processors = 1;
+
   template <typename Args>
   int operator()(void (*kernel)(Args), unsigned blocks, unsigned threads, int64_t shared, int cluster,
                  const Args& args) const {
@@ -178,13 +187,20 @@ struct Launch {
   }
 };
 
-inline float exchange(float value, int from) {
+// Shows something to the warp, and calls look(what all lanes show).
+template <typename Look>
+void show(const Shown& mine, Look look) {
   unsigned thread = here->thread.x;
   Warp& warp = here->home->warps[thread / 32];
-  warp.value[thread % 32] = value;
+  warp.shown[thread % 32] = mine;
   warp.barrier.wait(warp.barrier.arrive());
-  float theirs = warp.value[from];
+  look(warp.shown);
   warp.barrier.wait(warp.barrier.arrive());
+}
+
+inline float exchange(float value, int from) {
+  float theirs = 0.0f;
+  show({value, nullptr, {}}, [&](const Shown* shown) { theirs = shown[from].value; });
   return theirs;
 }
 
@@ -242,6 +258,34 @@ L4_DEVICE void wait_copies() {
   auto& groups = cuda_on_cpu::here->groups;
   for (; groups.size() > pending; groups.pop_front()) cuda_on_cpu::deliver(groups.front());
 }
+
+L4_DEVICE void load_transposed(uint32_t (&out)[4], const uint16_t* row) {
+  unsigned lane = cuda_on_cpu::here->thread.x % 32;
+  cuda_on_cpu::show({0.0f, row, {}}, [&](const cuda_on_cpu::Shown* shown) {
+    for (unsigned m = 0; m < 4; m++) {
+      uint32_t low = shown[m * 8 + lane % 4 * 2].row[lane / 4];
+      uint32_t high = shown[m * 8 + lane % 4 * 2 + 1].row[lane / 4];
+      out[m] = low | high << 16;
+    }
+  });
+}
+
+L4_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  unsigned lane = cuda_on_cpu::here->thread.x % 32;
+  cuda_on_cpu::show({0.0f, nullptr, {a[0], a[1], a[2], a[3], b0, b1}}, [&](const cuda_on_cpu::Shown* shown) {
+    auto number = [](uint32_t word, unsigned k) { return bf16_to_f32(static_cast<uint16_t>(word >> (16 * (k % 2)))); };
+    for (unsigned i = 0; i < 4; i++) {
+      unsigned row = lane / 4, col = lane % 4 * 2 + i % 2;
+      for (unsigned k = 0; k < 16; k++) {
+        float left = number(shown[row * 4 + k % 8 / 2].words[k / 8 * 2 + i / 2], k);
+        float right = number(shown[col * 4 + k % 8 / 2].words[4 + k / 8], k);
+        sum[i] += left * right;
+      }
+    }
+  });
+}
+
+L4_DEVICE uint32_t anew(uint32_t value) { return value; }
 
 L4_DEVICE void prefetch_l2(const void*) {}
 

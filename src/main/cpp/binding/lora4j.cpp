@@ -1,6 +1,7 @@
 // lora4j.h over the back ends: checks, dispatch by device, and every failure as a code with a message.
 #include "lora4j/lora4j.h"
 
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <string>
@@ -27,6 +28,7 @@ namespace lora4j {
 
 thread_local std::string last_error;
 thread_local int thread_count = 0;
+std::atomic<bool> fast_merge{false};
 
 int fail(int code, const char* function, const std::string& message) noexcept {
   try {
@@ -47,7 +49,7 @@ void merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates
   if (reinterpret_cast<uintptr_t>(not_finite) % alignof(int32_t)) {
     throw Error{L4_BAD_ARGUMENT, "not_finite is not aligned to 4 bytes; pass the address of an int32"};
   }
-  MergeParams params = {checked.w, checked.from, checked.updates.data(), count, not_finite};
+  MergeParams params = {checked.w, checked.from, checked.updates.data(), count, not_finite, fast_merge};
   if (checked.w.rows == 0 || checked.w.cols == 0) return;
   if (count == 0 && !not_finite && checked.from.data == checked.w.data) return;
 #ifdef L4_CUDA_ARCHS
@@ -99,6 +101,16 @@ int l4_set_cpu_isa(const char* name) {
   return lora4j::fail(L4_UNSUPPORTED, "l4_set_cpu_isa",
                       std::string("name is \"") + name + "\", which this CPU or build lacks; use one of " L4_ISA_TEXT
                                                          " that the CPU has, or null for the best");
+}
+
+int l4_set_merge(const char* mode) {
+  bool fast = mode && std::strcmp(mode, "fast") == 0;
+  if (!fast && mode && std::strcmp(mode, "exact") != 0) {
+    return lora4j::fail(L4_BAD_ARGUMENT, "l4_set_merge",
+                        std::string("mode is \"") + mode + "\"; use \"exact\" or \"fast\"");
+  }
+  lora4j::fast_merge = fast;
+  return L4_OK;
 }
 
 int l4_set_threads(int threads) {

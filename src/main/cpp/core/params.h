@@ -43,6 +43,7 @@ struct MergeParams {
   const LowRank* updates;
   int64_t count;
   int32_t* not_finite;  // may be null
+  bool fast;            // on CUDA: with tensor cores, not to the bit of the definition
 };
 
 struct LowRankUpdateParams {

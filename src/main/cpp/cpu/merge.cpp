@@ -127,7 +127,7 @@ bool merge_cpu(const MergeParams& params, int threads) {
   // A transposed weight: w' += a' b', the same products in the same order, along contiguous memory.
   std::vector<LowRank> turned(params.updates, params.updates + params.count);
   for (LowRank& update : turned) update = {update.b.transposed(), update.a.transposed(), update.scale};
-  return run({params.w.transposed(), params.from.transposed(), turned.data(), params.count, params.not_finite}, threads);
+  return run({params.w.transposed(), params.from.transposed(), turned.data(), params.count, params.not_finite, false}, threads);
 }
 
 }  // namespace lora4j

@@ -59,6 +59,28 @@ L4_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+// Four matrices of 8 x 8 numbers of 16 bits, transposed; lane i gives the address of row i % 8 of matrix i / 8.
+L4_DEVICE void load_transposed(uint32_t (&out)[4], const uint16_t* row) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sum (16 x 8) += a (16 x 16) b (16 x 8), bfloat16, on the tensor cores of a warp.
+L4_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same value, of which the compiler knows nothing: what follows from it is computed anew, not kept in registers.
+L4_DEVICE uint32_t anew(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 L4_DEVICE void prefetch_l2(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }
 
 // Blocks of a cluster: as many as the host launches together on this architecture.

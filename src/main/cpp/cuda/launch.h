@@ -34,6 +34,7 @@ class DeviceScope {
 // Queues kernels on a stream.
 struct OnStream {
   cudaStream_t stream;
+  int processors;  // of the device, that run blocks
 
   template <typename Args>
   int operator()(void (*kernel)(Args), unsigned blocks, unsigned threads, int64_t shared, int cluster,

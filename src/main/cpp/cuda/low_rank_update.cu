@@ -12,8 +12,8 @@ int low_rank_update_cuda(const LowRankUpdateParams& params, const Place& place) 
   int major = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, place.ordinal);
   if (error) return error;
-  OnStream launch{static_cast<cudaStream_t>(place.stream)};
-  return low_rank_update_with(params, chosen_variant(), major >= 9 ? 8 : 1, launch);
+  OnStream launch{static_cast<cudaStream_t>(place.stream), 0};
+  return low_rank_update_with(params, chosen_variant(false), major >= 9 ? 8 : 1, launch);
 }
 
 }  // namespace lora4j

@@ -8,7 +8,10 @@ namespace lora4j {
 int merge_cuda(const MergeParams& params, const Place& place) {
   DeviceScope device(place.ordinal);
   if (device.error()) return device.error();
-  return merge_with(params, chosen_variant(), OnStream{static_cast<cudaStream_t>(place.stream)});
+  OnStream launch{static_cast<cudaStream_t>(place.stream), 0};
+  cudaError_t error = cudaDeviceGetAttribute(&launch.processors, cudaDevAttrMultiProcessorCount, place.ordinal);
+  if (error) return error;
+  return merge_with(params, chosen_variant(params.fast), launch);
 }
 
 const char* cuda_error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -6,7 +6,8 @@
 
 #include <climits>
 
-#include "cuda/merge_pipelined.h"
+#include "cuda/merge_fast.h"
+#include "cuda/merge_plain.h"
 #include "cuda/merge_tiled.h"
 #include "cuda/variant.h"
 
@@ -33,27 +34,11 @@ inline bool in_pieces(const Matrix& m) {
          reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
 }
 
-template <DType type, typename Launch>
-int launch_tiled(const MergeArgs& args, Launch& launch) {
-  const Matrix& w = args.w;
-  int64_t tiles = ((w.cols + tile_cols - 1) / tile_cols) * ((w.rows + tile_rows - 1) / tile_rows);
-  unsigned blocks = static_cast<unsigned>(tiles < most_blocks ? tiles : most_blocks);
-  auto in_vectors = [](const Matrix& m) {
-    return m.col_stride == 1 && m.cols % thread_cols == 0 && m.row_stride % thread_cols == 0 &&
-           reinterpret_cast<uintptr_t>(m.data) % 16 == 0;
-  };
-  bool wide = in_vectors(w) && in_vectors(args.from);
-  bool checked = args.not_finite || w.data != args.from.data;
-  auto kernel = wide ? (checked ? merge_tiled<type, true, true> : merge_tiled<type, true, false>)
-                     : (checked ? merge_tiled<type, false, true> : merge_tiled<type, false, false>);
-  return launch(kernel, blocks, tiled_threads, 0, 1, args);
-}
-
-// False if the pipelined kernel does not take the arguments.
-inline bool pipelined_args(const MergeArgs& merge, PipelinedArgs& args) {
+// False if there are too many tiles or ranks for the tiled kernels.
+inline bool tiled_args(const MergeArgs& merge, int tile_rows, int tile_cols, TiledArgs& args) {
   const Matrix& w = merge.w;
-  int64_t col_tiles = (w.cols + merge_tile_cols - 1) / merge_tile_cols;
-  int64_t row_tiles = (w.rows + merge_tile_rows - 1) / merge_tile_rows;
+  int64_t col_tiles = (w.cols + tile_cols - 1) / tile_cols;
+  int64_t row_tiles = (w.rows + tile_rows - 1) / tile_rows;
   if (col_tiles > INT_MAX / row_tiles) return false;
   args.w = w;
   args.from = merge.from;
@@ -70,31 +55,46 @@ inline bool pipelined_args(const MergeArgs& merge, PipelinedArgs& args) {
 }
 
 template <DType type, typename Launch>
-int launch_pipelined(const PipelinedArgs& args, Launch& launch) {
+int launch_tiled(const TiledArgs& args, Launch& launch) {
   bool wide = in_pieces(args.w) && in_pieces(args.from);
-  auto kernel = !wide             ? merge_pipelined<type, false, false>
-                : args.count == 1 ? merge_pipelined<type, true, true>
-                                  : merge_pipelined<type, true, false>;
+  auto kernel = !wide             ? merge_tiled<type, false, false>
+                : args.count == 1 ? merge_tiled<type, true, true>
+                                  : merge_tiled<type, true, false>;
   return launch(kernel, args.tiles, merge_threads, 0, 1, args);
+}
+
+// Two blocks to a processor, each with a share of the tiles.
+template <DType type, typename Launch>
+int launch_fast(const TiledArgs& args, Launch& launch) {
+  bool wide = in_pieces(args.w) && in_pieces(args.from);
+  unsigned most = 2 * static_cast<unsigned>(launch.processors);
+  return launch(wide ? merge_fast<type, true> : merge_fast<type, false>, args.tiles < most ? args.tiles : most,
+                fast_threads, FastTile<type>::shared, 1, args);
+}
+
+template <typename Launch>
+int launch_plain(const MergeArgs& args, Launch& launch) {
+  int64_t blocks = (args.w.rows * args.w.cols + plain_threads - 1) / plain_threads;
+  blocks = blocks < most_blocks ? blocks : most_blocks;
+  return launch(merge_plain, static_cast<unsigned>(blocks), plain_threads, 0, 1, args);
 }
 
 template <DType type, typename Launch>
 int launch_merge(const MergeArgs& args, Variant variant, Launch& launch) {
-  if (variant == Variant::pipelined) {
-    PipelinedArgs pipelined = {};
-    if (pipelined_args(args, pipelined)) return launch_pipelined<type>(pipelined, launch);
+  TiledArgs tiled = {};
+  if (variant == Variant::fast && tiled_args(args, FastTile<type>::rows, fast_cols, tiled)) {
+    return launch_fast<type>(tiled, launch);
   }
-  return launch_tiled<type>(args, launch);
+  if (variant == Variant::tiled && tiled_args(args, merge_tile_rows, merge_tile_cols, tiled)) {
+    return launch_tiled<type>(tiled, launch);
+  }
+  return launch_plain(args, launch);
 }
 
 template <typename Launch>
 int merge_with(const MergeParams& params, Variant variant, Launch launch) {
   MergeArgs args = merge_args(params);
-  if (variant == Variant::plain || params.count == 0) {
-    int64_t blocks = (args.w.rows * args.w.cols + tiled_threads - 1) / tiled_threads;
-    blocks = blocks < most_blocks ? blocks : most_blocks;
-    return launch(merge_plain, static_cast<unsigned>(blocks), tiled_threads, 0, 1, args);
-  }
+  if (params.count == 0) return launch_plain(args, launch);
   if (args.w.type == DType::f32) return launch_merge<DType::f32>(args, variant, launch);
   if (args.w.type == DType::bf16) return launch_merge<DType::bf16>(args, variant, launch);
   return launch_merge<DType::f16>(args, variant, launch);

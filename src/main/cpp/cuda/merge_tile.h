@@ -19,18 +19,19 @@ struct SliceAt {
 };
 
 // A thread's pieces of a slice with their numbers in `raw`, those inside the factor only.
-template <int width, int elements, typename Work>
+template <int width, int elements, int threads, typename Work>
 L4_DEVICE void for_pieces(Reach reach, const SliceAt& at, Work work) {
-#pragma unroll
-  for (int i = 0; i < merge_slice * width / elements / merge_threads; i++) {
-    int number = i * merge_threads + static_cast<int>(threadIdx.x);
+  constexpr int count = merge_slice * width / elements;
+#pragma unroll(threads == merge_threads ? count / threads : 1)
+  for (int i = 0; i < (count + threads - 1) / threads; i++) {
+    int number = i * threads + static_cast<int>(threadIdx.x);
     Piece piece = reach == Reach::across ? Piece::across(number, width, elements) : Piece::down(number, width, elements);
-    if (piece.k < at.ranks && at.j + piece.j < at.size) work(number, piece);
+    if (number < count && piece.k < at.ranks && at.j + piece.j < at.size) work(number, piece);
   }
 }
 
 // Queues the copies of a slice, as it is in memory, to the thread's own pieces.
-template <int width>
+template <int width, int threads>
 L4_DEVICE void fetch(const Factor& factor, const SliceAt& at, uint4* raw) {
   if (factor.reach == Reach::gather) return;
   auto queue = [&](int number, const Piece& piece) {
@@ -38,9 +39,9 @@ L4_DEVICE void fetch(const Factor& factor, const SliceAt& at, uint4* raw) {
     copy_async(raw + number, static_cast<const char*>(factor.data) + index * size_of(factor.type));
   };
   if (factor.type == DType::f32) {
-    for_pieces<width, 4>(factor.reach, at, queue);
+    for_pieces<width, 4, threads>(factor.reach, at, queue);
   } else {
-    for_pieces<width, 8>(factor.reach, at, queue);
+    for_pieces<width, 8, threads>(factor.reach, at, queue);
   }
 }
 
@@ -59,7 +60,7 @@ L4_DEVICE void spread(const Factor& factor, const SliceAt& at, const uint4* raw,
   }
   with_type(factor.type, [&](auto type) {
     constexpr int elements = decltype(type)::in_16_bytes;
-    for_pieces<width, elements>(factor.reach, at, [&](int number, const Piece& piece) {
+    for_pieces<width, elements, merge_threads>(factor.reach, at, [&](int number, const Piece& piece) {
       float value[elements];
       widen_all<decltype(type)::value>(raw[number], value);
       if (factor.reach == Reach::across) {

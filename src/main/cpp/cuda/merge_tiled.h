@@ -1,171 +1,135 @@
-// The plain and the tiled merge. Plain: the definition, one thread to an element. Tiled: a block owns 64 x 128 elements of
-// w, whose sums stay in registers, 4 x 8 to a thread. The factors come through shared memory in slices of 16 ranks,
-// converted to float32 once for the whole tile, so w is read and written once.
+// The tiled merge: a block owns a tile of w (merge_plan.h), reads it early and writes it once; the sums stay in
+// registers. While a slice of 16 ranks is multiplied, the next one, of this update or the following, is on its way to
+// shared memory.
 #pragma once
 
-#include "core/definition.h"
-#include "cuda/convert.h"
 #include "cuda/cuda.h"
+#include "cuda/merge_tile.h"
 
 namespace lora4j {
 
-struct MergeArgs {
-  Matrix w;
-  Matrix from;  // w itself unless the kernel is a checked one
-  int32_t* not_finite;
-  int64_t count;
-  LowRank updates[most_cuda_updates];
+struct Update {
+  Factor a;
+  Factor b;
+  int32_t rank;
+  float scale;
 };
-static_assert(sizeof(MergeArgs) <= 4096, "kernel parameters end at 4 KiB");
 
-constexpr int tiled_threads = 256;
-constexpr int64_t most_blocks = 1 << 16;
+struct TiledArgs {
+  Matrix w;
+  Matrix from;
+  int32_t* not_finite;
+  int32_t count;
+  int32_t col_tiles;
+  uint32_t tiles;
+  Update updates[most_cuda_updates];
+};
+static_assert(sizeof(TiledArgs) <= 4096, "kernel parameters end at 4 KiB");
 
-__global__ void __launch_bounds__(tiled_threads) merge_plain(const __grid_constant__ MergeArgs args) {
-  int64_t total = args.w.rows * args.w.cols;
-  int64_t step = static_cast<int64_t>(gridDim.x) * tiled_threads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * tiled_threads + threadIdx.x; i < total; i += step) {
-    int64_t row = i / args.w.cols;
-    int64_t col = i % args.w.cols;
-    if (args.count > 0) {
-      args.w.set(row, col, merged_element(args.from, args.updates, args.count, row, col));
-    } else {
-      args.w.copy(row, col, args.from);
-    }
-    if (args.not_finite && not_finite(args.w.at(row, col))) *args.not_finite = 1;
+// Position in the sequence of all slices of all updates.
+struct Cursor {
+  int update;
+  int first;
+
+  L4_DEVICE int ranks(const TiledArgs& args) const {
+    return min(args.updates[update].rank - first, merge_slice);
   }
-}
+  L4_DEVICE bool last_of_update(const TiledArgs& args) const {
+    return first + merge_slice >= args.updates[update].rank;
+  }
+  L4_DEVICE Cursor next(const TiledArgs& args) const {
+    return last_of_update(args) ? Cursor{update + 1, 0} : Cursor{update, first + merge_slice};
+  }
+};
 
-constexpr int tile_rows = 64;
-constexpr int tile_cols = 128;
-constexpr int slice = 16;
-constexpr int thread_rows = 4;
-constexpr int thread_cols = 8;
+using BLayout = SliceLayout<merge_tile_rows, false>;
 
-// Eight neighbours of w. Wide: 16 or 32 bytes at once, which the launch has made sure are aligned.
-template <DType type, bool wide>
-L4_DEVICE void load_row(const Matrix& w, int64_t row, int64_t col, float (&value)[thread_cols]) {
-  if constexpr (!wide) {
+template <DType type, bool wide, bool one>
+__global__ void __launch_bounds__(merge_threads, one && type != DType::f32 ? 3 : 2)
+    merge_tiled(const __grid_constant__ TiledArgs args) {
+  using ALayout = SliceLayout<merge_tile_cols, type == DType::f32>;
+  __shared__ __align__(16) float a[2][merge_slice * ALayout::stride];
+  __shared__ __align__(16) float b[2][merge_slice * BLayout::stride];
+  __shared__ uint4 a_raw[pieces_for<merge_tile_cols> * merge_threads];
+  __shared__ uint4 b_raw[pieces_for<merge_tile_rows> * merge_threads];
+
+  const int tile = static_cast<int>(blockIdx.x);
+  const int64_t first_row = static_cast<int64_t>(tile / args.col_tiles) * merge_tile_rows;
+  const int64_t first_col = static_cast<int64_t>(tile % args.col_tiles) * merge_tile_cols;
+  const ThreadTile own = ThreadTile::of(static_cast<int>(threadIdx.x));
+  const int64_t row = first_row + own.row_group * 8;
+
+  auto start = [&](const Cursor& at) {
+    const Update& update = args.updates[at.update];
+    int ranks = at.ranks(args);
+    fetch<merge_tile_cols, merge_threads>(update.a, {at.first, ranks, first_col, args.w.cols}, a_raw);
+    fetch<merge_tile_rows, merge_threads>(update.b, {at.first, ranks, first_row, args.w.rows}, b_raw);
+    commit_copies();
+  };
+  auto finish = [&](const Cursor& at, int buffer) {
+    const Update& update = args.updates[at.update];
+    int ranks = at.ranks(args);
+    wait_copies<0>();
+    spread<merge_tile_cols, type == DType::f32>(update.a, {at.first, ranks, first_col, args.w.cols}, a_raw, a[buffer]);
+    spread<merge_tile_rows, false>(update.b, {at.first, ranks, first_row, args.w.rows}, b_raw, b[buffer]);
+    __syncthreads();
+  };
+
+  Cursor at = {0, 0};
+  start(at);
+  // Of one update the rows wait in their own type until the sums are there; of several, as float32 for each update.
+  WRow<type, wide> rows[one ? 8 : 1];
+  float value[one ? 1 : 8][8];
 #pragma unroll
-    for (int j = 0; j < thread_cols; j++) {
-      int64_t at = row * w.row_stride + (col + j) * w.col_stride;
-      value[j] = col + j < w.cols ? load(w.data, at, type) : 0.0f;
-    }
-  } else if constexpr (type == DType::f32) {
-    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + row * w.row_stride + col);
-    float4 low = from[0], high = from[1];
-    value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
-    value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
-  } else {
-    uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(w.data) + row * w.row_stride + col);
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-    for (int j = 0; j < thread_cols; j++) {
-      uint16_t half = static_cast<uint16_t>(words[j / 2] >> (16 * (j % 2)));
-      value[j] = type == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
+  for (int i = 0; i < 8; i++) {
+    if (row + i < args.w.rows) {
+      rows[one ? i : 0].read(args.from, row + i, first_col, own.col_group);
+      if constexpr (!one) rows[0].get(value[i]);
     }
   }
-}
-
-// Not zero if a written element is not finite.
-template <DType type, bool wide>
-L4_DEVICE uint32_t store_row(const Matrix& w, int64_t row, int64_t col, const float (&value)[thread_cols]) {
-  uint32_t bad = 0;
-  if constexpr (!wide) {
+  finish(at, 0);
+  float sum[8][8] = {};
+  for (int buffer = 0;; buffer ^= 1) {
+    Cursor next = at.next(args);
+    bool more = next.update < args.count;
+    if (more) start(next);
+    multiply<ALayout::stride, ALayout::second, BLayout::stride, BLayout::second>(
+        a[buffer] + own.col_group * 4, b[buffer] + own.row_group * 4, at.ranks(args), sum);
+    if constexpr (!one) {
+      if (at.last_of_update(args)) {
+        float scale = args.updates[at.update].scale;
 #pragma unroll
-    for (int j = 0; j < thread_cols; j++) {
-      if (col + j >= w.cols) continue;
-      int64_t at = row * w.row_stride + (col + j) * w.col_stride;
-      store(w.data, at, type, value[j]);
-      bad |= not_finite(load(w.data, at, type));
-    }
-  } else if constexpr (type == DType::f32) {
-    float4* to = reinterpret_cast<float4*>(static_cast<float*>(w.data) + row * w.row_stride + col);
-    to[0] = {canonical(value[0]), canonical(value[1]), canonical(value[2]), canonical(value[3])};
-    to[1] = {canonical(value[4]), canonical(value[5]), canonical(value[6]), canonical(value[7])};
+        for (int i = 0; i < 8; i++) {
 #pragma unroll
-    for (int j = 0; j < thread_cols; j++) bad |= not_finite(value[j]);
-  } else {
-    uint32_t words[4];
-#pragma unroll
-    for (int j = 0; j < thread_cols; j += 2) {
-      uint32_t low = type == DType::bf16 ? f32_to_bf16(value[j]) : f32_to_f16(value[j]);
-      uint32_t high = type == DType::bf16 ? f32_to_bf16(value[j + 1]) : f32_to_f16(value[j + 1]);
-      words[j / 2] = low | high << 16;
-      bad |= not_finite_word<type>(words[j / 2]);
-    }
-    uint4* to = reinterpret_cast<uint4*>(static_cast<uint16_t*>(w.data) + row * w.row_stride + col);
-    *to = {words[0], words[1], words[2], words[3]};
-  }
-  return bad;
-}
-
-// checked: from another matrix, or with a report of what is not finite.
-template <DType type, bool wide, bool checked>
-__global__ void __launch_bounds__(tiled_threads) merge_tiled(const __grid_constant__ MergeArgs args) {
-  __shared__ float a[slice][tile_cols];
-  __shared__ float b[slice][tile_rows];
-  const Matrix& w = args.w;
-  const Matrix& from = checked ? args.from : args.w;
-  uint32_t bad = 0;
-  int64_t col_tiles = (w.cols + tile_cols - 1) / tile_cols;
-  int64_t tiles = col_tiles * ((w.rows + tile_rows - 1) / tile_rows);
-  int thread_col = static_cast<int>(threadIdx.x) % (tile_cols / thread_cols) * thread_cols;
-  int thread_row = static_cast<int>(threadIdx.x) / (tile_cols / thread_cols) * thread_rows;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    int64_t first_row = tile / col_tiles * tile_rows;
-    int64_t first_col = tile % col_tiles * tile_cols;
-    int64_t col = first_col + thread_col;
-    float value[thread_rows][thread_cols];
-#pragma unroll
-    for (int i = 0; i < thread_rows; i++) {
-      int64_t row = first_row + thread_row + i;
-      if (row < w.rows && col < w.cols) load_row<type, wide>(from, row, col, value[i]);
-    }
-    for (int64_t u = 0; u < args.count; u++) {
-      const LowRank& update = args.updates[u];
-      float sum[thread_rows][thread_cols] = {};
-      for (int64_t first = 0; first < update.rank(); first += slice) {
-        int ranks = static_cast<int>(update.rank() - first < slice ? update.rank() - first : slice);
-        __syncthreads();
-        // Neighbouring threads read neighbours: along a row of a, and down b's rank where that is the contiguous side.
-        for (int i = static_cast<int>(threadIdx.x); i < ranks * tile_cols; i += tiled_threads) {
-          int64_t at = first_col + i % tile_cols;
-          a[i / tile_cols][i % tile_cols] = at < w.cols ? update.a.at(first + i / tile_cols, at) : 0.0f;
-        }
-        for (int i = static_cast<int>(threadIdx.x); i < ranks * tile_rows; i += tiled_threads) {
-          int k = update.b.col_stride == 1 ? i % ranks : i / tile_rows;
-          int r = update.b.col_stride == 1 ? i / ranks : i % tile_rows;
-          b[k][r] = first_row + r < w.rows ? update.b.at(first_row + r, first + k) : 0.0f;
-        }
-        __syncthreads();
-#pragma unroll 4
-        for (int k = 0; k < ranks; k++) {
-          float left[thread_rows], right[thread_cols];
-#pragma unroll
-          for (int i = 0; i < thread_rows; i++) left[i] = b[k][thread_row + i];
-#pragma unroll
-          for (int j = 0; j < thread_cols; j++) right[j] = a[k][thread_col + j];
-#pragma unroll
-          for (int i = 0; i < thread_rows; i++) {
-#pragma unroll
-            for (int j = 0; j < thread_cols; j++) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
+          for (int j = 0; j < 8; j++) {
+            value[i][j] = fmaf(scale, sum[i][j], value[i][j]);
+            sum[i][j] = 0.0f;
           }
         }
       }
-#pragma unroll
-      for (int i = 0; i < thread_rows; i++) {
-#pragma unroll
-        for (int j = 0; j < thread_cols; j++) value[i][j] = fmaf(update.scale, sum[i][j], value[i][j]);
-      }
     }
+    if (!more) break;
+    finish(next, buffer ^ 1);
+    at = next;
+  }
+
+  uint32_t bad = 0;
 #pragma unroll
-    for (int i = 0; i < thread_rows; i++) {
-      int64_t row = first_row + thread_row + i;
-      if (row < w.rows && col < w.cols) bad |= store_row<type, wide>(w, row, col, value[i]);
+  for (int i = 0; i < 8; i++) {
+    if (row + i >= args.w.rows) break;
+    if constexpr (one) {
+      float merged[8];
+      rows[i].get(merged);
+#pragma unroll
+      for (int j = 0; j < 8; j++) merged[j] = fmaf(args.updates[0].scale, sum[i][j], merged[j]);
+      rows[i].set(merged);
+      bad |= rows[i].write(args.w, row + i, first_col, own.col_group);
+    } else {
+      rows[0].set(value[i]);
+      bad |= rows[0].write(args.w, row + i, first_col, own.col_group);
     }
   }
-  if (checked && bad && args.not_finite) *args.not_finite = 1;
+  if (bad && args.not_finite) *args.not_finite = 1;
 }
 
 }  // namespace lora4j

@@ -123,12 +123,21 @@ int update_in_clusters(const LowRankUpdateParams& params, int cluster, Launch& l
   return error;
 }
 
+// Clusters divide the work of few rows and of large ranks; many rows of small ranks fill the device without.
+inline bool in_clusters(const LowRankUpdateParams& params) {
+  constexpr int64_t few_rows = 32, large_rank = 33;
+  if (params.y.rows <= few_rows) return true;
+  for (int64_t a = 0; a < params.count; a++) {
+    if (params.adapters[a].rank() >= large_rank) return true;
+  }
+  return false;
+}
+
 // cluster: the blocks of a cluster, device_cluster of the code that will run.
 template <typename Launch>
 int low_rank_update_with(const LowRankUpdateParams& params, Variant variant, int cluster, Launch launch) {
   if (variant == Variant::plain || !batchable(params)) return update_plainly(params, launch);
-  if (variant == Variant::pipelined) return update_in_clusters(params, cluster, launch);
-  return update_in_batches(params, launch);
+  return in_clusters(params) ? update_in_clusters(params, cluster, launch) : update_in_batches(params, launch);
 }
 
 }  // namespace lora4j

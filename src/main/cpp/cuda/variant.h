@@ -1,4 +1,4 @@
-// Which kernels run. All give the same bits.
+// Which kernels run. Plain and tiled ones give the same bits.
 #pragma once
 
 #include <cstdlib>
@@ -6,19 +6,15 @@
 namespace lora4j {
 
 enum class Variant {
-  plain,      // the definition itself, an element or a row at a time
-  tiled,      // the default
-  pipelined,  // faster by design, not yet run on a GPU
+  plain,  // the definition itself, an element or a row at a time
+  tiled,  // the default
+  fast,   // merges on tensor cores, in another order
 };
 
-inline bool set_in_environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value && *value == '1';
-}
-
-inline Variant chosen_variant() {
-  if (set_in_environment("LORA4J_CUDA_PLAIN")) return Variant::plain;
-  return set_in_environment("LORA4J_CUDA_PIPELINED") ? Variant::pipelined : Variant::tiled;
+inline Variant chosen_variant(bool fast) {
+  const char* plain = std::getenv("LORA4J_CUDA_PLAIN");
+  if (plain && *plain == '1') return Variant::plain;
+  return fast ? Variant::fast : Variant::tiled;
 }
 
 }  // namespace lora4j

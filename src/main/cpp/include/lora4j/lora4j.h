@@ -4,7 +4,7 @@
  * Ownership  Every pointer belongs to the caller and must stay valid until the call returns (CPU) or until the work
  *            queued on the stream is done (CUDA). Nothing is kept after a call, except small per-thread scratch memory.
  * Threads    Every function may be called from any thread. l4_set_threads and l4_last_error are per calling thread;
- *            l4_set_cpu_isa is per process. Two calls must not write the same memory at the same time.
+ *            l4_set_cpu_isa and l4_set_merge are per process. Two calls must not write the same memory at the same time.
  * Streams    On CUDA a call only queues work on the given stream: it neither allocates nor waits. On the CPU the work
  *            is done when the call returns.
  * Errors     Functions that return int give L4_OK or an error code; l4_last_error() then names the argument and the
@@ -71,6 +71,11 @@ L4_API const char* l4_cpu_isa(void);
 
 /* Forces an instruction set; null goes back to the best one here. L4_UNSUPPORTED if this CPU or build lacks it. */
 L4_API int l4_set_cpu_isa(const char* name);
+
+/* How merges compute on CUDA: "exact" (or null; the default), the bits that l4_merge defines, or "fast", on tensor cores:
+ * within 2^-15 of scale |b| |a| (float32: 2^-20 for each 16 ranks) before the one rounding, and not finite where the exact one is not. The
+ * same bits for the same arguments on one kind of device. The CPU is always exact. L4_BAD_ARGUMENT for other names. */
+L4_API int l4_set_merge(const char* mode);
 
 /* Threads for CPU calls of the calling thread; 0 (the default) takes OpenMP's count for it. */
 L4_API int l4_set_threads(int threads);

@@ -19,16 +19,19 @@ import org.lora4j.ops.binding.Lora4j;
  */
 final class NativeLibrary {
     private static final String CPU_PROPERTY = "lora4j.cpu";
+    private static final String MERGE_PROPERTY = "lora4j.merge";
 
     private static boolean loaded;
 
     private NativeLibrary() {}
 
     /**
-     * Loads the library once, with the instruction set of the {@code lora4j.cpu} property if that is set.
+     * Loads the library once, with the instruction set of the {@code lora4j.cpu} property and the arithmetic of merges on
+     * CUDA of {@code lora4j.merge} (exact or fast), if they are set.
      *
      * @throws IllegalStateException naming the file, the reason and the next step, if it does not load
-     * @throws IllegalArgumentException if {@code lora4j.cpu} is not an instruction set of this CPU and build
+     * @throws IllegalArgumentException if {@code lora4j.cpu} is not an instruction set of this CPU and build, or
+     *     {@code lora4j.merge} neither exact nor fast
      */
     static synchronized void load() {
         if (!loaded) {
@@ -39,6 +42,10 @@ final class NativeLibrary {
         String isa = System.getProperty(CPU_PROPERTY);
         if (isa != null) {
             useInstructionSet(isa);
+        }
+        String merge = System.getProperty(MERGE_PROPERTY);
+        if (merge != null && Lora4j.l4_set_merge(merge) != Lora4j.OK) {
+            throw new IllegalArgumentException(MERGE_PROPERTY + "=" + merge + ": " + Lora4j.l4_last_error());
         }
     }
 

@@ -58,6 +58,8 @@ public final class Lora4j {
 
     public static native int l4_set_cpu_isa(@Cast("const char*") @Nullable String name);
 
+    public static native int l4_set_merge(@Cast("const char*") @Nullable String mode);
+
     public static native int l4_set_threads(int threads);
 
     public static native @Cast("const char*") String l4_last_error();
