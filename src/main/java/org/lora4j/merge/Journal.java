@@ -1,0 +1,99 @@
+package org.lora4j.merge;
+
+import java.io.IOException;
+import java.nio.ByteBuffer;
+import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import org.jspecify.annotations.Nullable;
+import org.lora4j.format.FormatException;
+import org.lora4j.format.StrictJson;
+
+/** Which files of a merge are finished: a line of JSON each, on disk before the next file begins. */
+final class Journal {
+    static final String FILE_NAME = "merge-journal.jsonl";
+
+    /** A finished file and the tensors of the checkpoint it was made from. */
+    record Finished(FileRecord output, Map<String, String> inputs) {}
+
+    private final Path file;
+    private final Map<String, Finished> finished = new LinkedHashMap<>();
+
+    private Journal(Path file) {
+        this.file = file;
+    }
+
+    /** Begins a journal in a folder. */
+    static Journal create(Path folder, String fingerprint) throws IOException {
+        Journal journal = new Journal(folder.resolve(FILE_NAME));
+        Json.write(
+                journal.file, (Json.line(Map.of("fingerprint", fingerprint)) + "\n").getBytes(StandardCharsets.UTF_8));
+        return journal;
+    }
+
+    /**
+     * Reads the journal of an interrupted merge. A last line without its end was being written when the process died and
+     * does not count.
+     *
+     * @throws FormatException if it is that of another merge
+     */
+    static Journal open(Path folder, String fingerprint) throws IOException {
+        Journal journal = new Journal(folder.resolve(FILE_NAME));
+        String text = Files.readString(journal.file, StandardCharsets.UTF_8);
+        List<String> lines =
+                text.substring(0, text.lastIndexOf('\n') + 1).lines().toList();
+        String source = journal.file.toString();
+        for (int i = 0; i < lines.size(); i++) {
+            Map<String, @Nullable Object> json =
+                    StrictJson.parseObject(lines.get(i).getBytes(StandardCharsets.UTF_8), source);
+            if (i == 0) {
+                if (!fingerprint.equals(json.get("fingerprint"))) {
+                    throw new FormatException(folder + ": is the beginning of a merge of other inputs or options, or of"
+                            + " inputs that were changed since; delete it and start again");
+                }
+            } else {
+                FileRecord record = FileRecord.parse(json.get("output"), source);
+                journal.finished.put(
+                        record.name(), new Finished(record, Json.strings(json.get("inputs_sha256"), source)));
+            }
+        }
+        if (lines.isEmpty()) {
+            throw new FormatException(source + ": is empty; delete " + folder + " and start again");
+        }
+        if (text.length() > text.lastIndexOf('\n') + 1) {
+            try (FileChannel channel = FileChannel.open(journal.file, StandardOpenOption.WRITE)) {
+                String whole = text.substring(0, text.lastIndexOf('\n') + 1);
+                channel.truncate(whole.getBytes(StandardCharsets.UTF_8).length);
+            }
+        }
+        return journal;
+    }
+
+    @Nullable
+    Finished finished(String name) {
+        return finished.get(name);
+    }
+
+    void add(FileRecord output, Map<String, String> inputs) throws IOException {
+        Map<String, Object> json = new LinkedHashMap<>();
+        json.put("output", output.json());
+        json.put("inputs_sha256", inputs);
+        ByteBuffer line = ByteBuffer.wrap((Json.line(json) + "\n").getBytes(StandardCharsets.UTF_8));
+        try (FileChannel channel = FileChannel.open(file, StandardOpenOption.WRITE, StandardOpenOption.APPEND)) {
+            while (line.hasRemaining()) {
+                channel.write(line);
+            }
+            channel.force(true);
+        }
+        finished.put(output.name(), new Finished(output, new LinkedHashMap<>(inputs)));
+    }
+
+    void delete() throws IOException {
+        Files.deleteIfExists(file);
+    }
+}
