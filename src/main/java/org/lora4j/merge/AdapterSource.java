@@ -15,6 +15,7 @@ import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
+import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.format.AdapterConfigJson;
 import org.lora4j.format.AdapterFolder;
@@ -48,6 +49,7 @@ final class AdapterSource implements Closeable {
     private final List<AdapterKey> tokens = new ArrayList<>();
     private final List<String> unknown = new ArrayList<>();
     private final List<String> twice = new ArrayList<>();
+    private @Nullable Map<String, String> hashes;
 
     private AdapterSource(int index, WeightedAdapter spec, LoraConfig config, TensorFile file, List<FileState> states) {
         this.index = index;
@@ -131,11 +133,15 @@ final class AdapterSource implements Closeable {
 
     /** SHA-256 of the adapter's files by name. */
     Map<String, String> hashes() throws IOException {
-        Map<String, String> hashes = new TreeMap<>();
-        for (FileState state : states) {
-            hashes.put(state.path().getFileName().toString(), Hash.of(state.path()));
+        Map<String, String> known = hashes;
+        if (known == null) {
+            known = new TreeMap<>();
+            for (FileState state : states) {
+                known.put(state.path().getFileName().toString(), Hash.of(state.path()));
+            }
+            hashes = known;
         }
-        return hashes;
+        return known;
     }
 
     void checkUnchanged() throws IOException {

@@ -78,7 +78,39 @@ public final class CheckpointMerge {
         }
     }
 
-    private static void refuseExisting(Path target) throws IOException {
+    /**
+     * Merges into the files of the checkpoint themselves. Their original bytes are kept beside them until all is done, so
+     * that an interrupted merge can be taken back.
+     *
+     * @param resume whether to take back an interrupted merge into this checkpoint first, if there is one
+     * @throws AdapterMisfitException listing everything that does not fit; nothing is written then
+     * @throws IOException if a file cannot be written, or the result needs other files than the checkpoint has
+     */
+    public static MergeManifest mergeInPlace(MergeOptions options, boolean resume, MergeProgress progress)
+            throws IOException {
+        if (resume) {
+            rollBack(options.checkpoint());
+        }
+        try (MergeSession session = MergeSession.open(options)) {
+            return new InPlaceMerge(session).run(progress);
+        }
+    }
+
+    /**
+     * Takes back an interrupted merge in place.
+     *
+     * @return whether there was one
+     */
+    public static boolean rollBack(Path checkpoint) throws IOException {
+        Undo undo = new Undo(checkpoint);
+        if (!undo.isThere()) {
+            return false;
+        }
+        undo.rollBack();
+        return true;
+    }
+
+    static void refuseExisting(Path target) throws IOException {
         if (!Files.exists(target)) {
             return;
         }

@@ -117,6 +117,9 @@ final class MergeSession implements Closeable {
     /** A hash of everything the result depends on: what a merge that is continued must have in common with its beginning. */
     String fingerprint() throws IOException {
         Map<String, Object> all = new LinkedHashMap<>(description());
+        // Where inputs lie does not matter.
+        all.remove("checkpoint");
+        all.put("adapters", adapterHashes());
         List<Object> inputs = new ArrayList<>();
         for (SafetensorsFile file : base.files()) {
             FileState state = FileState.of(file.path());
@@ -129,6 +132,14 @@ final class MergeSession implements Closeable {
         all.put("inputs", inputs);
         all.put("configuration", Json.line(base.config()));
         return Hash.of(Json.line(all).getBytes(java.nio.charset.StandardCharsets.UTF_8));
+    }
+
+    private List<Object> adapterHashes() throws IOException {
+        List<Object> list = new ArrayList<>();
+        for (AdapterSource adapter : adapters) {
+            list.add(List.of(adapter.weight(), adapter.hashes()));
+        }
+        return list;
     }
 
     /** What is merged and how, for the manifest. */

@@ -105,18 +105,18 @@ final class Pipeline {
         @Nullable
         String inputHash;
 
-        ByteBuffer in(int bytes) {
-            first = first == null ? ByteBuffer.allocateDirect(TILE_BYTES) : first;
+        ByteBuffer in(int bytes, int most) {
+            first = first == null ? ByteBuffer.allocateDirect(most) : first;
             return first.clear().limit(bytes);
         }
 
-        ByteBuffer out() {
-            second = second == null ? ByteBuffer.allocateDirect(TILE_BYTES) : second;
+        ByteBuffer out(int most) {
+            second = second == null ? ByteBuffer.allocateDirect(most) : second;
             return second.clear();
         }
 
-        ByteBuffer original(int bytes) {
-            third = third == null ? ByteBuffer.allocateDirect(TILE_BYTES) : third;
+        ByteBuffer original(int bytes, int most) {
+            third = third == null ? ByteBuffer.allocateDirect(most) : third;
             return third.clear().limit(bytes);
         }
     }
@@ -129,6 +129,9 @@ final class Pipeline {
     private final BlockingQueue<Slot> read = new ArrayBlockingQueue<>(SLOTS);
     private final BlockingQueue<Slot> computed = new ArrayBlockingQueue<>(SLOTS);
     private long total;
+    /** Bytes of the largest tile that is read or written; at most {@link #TILE_BYTES}. */
+    private int largest = 1;
+
     private long done;
 
     Pipeline(Sink sink, @Nullable Residuals residuals, MergeProgress progress) {
@@ -143,8 +146,14 @@ final class Pipeline {
     /** Adds a file to write. */
     void add(OutputFile file, List<Task> tasks) {
         jobs.add(new Job(file, tasks));
-        tasks.forEach(
-                task -> task.work().tiles().forEach(tile -> total += task.work().outBytes(tile)));
+        for (Task task : tasks) {
+            for (Matrices.Tile tile : task.work().tiles()) {
+                total += task.work().outBytes(tile);
+                // A tile of another type may be twice as large as it is read or written.
+                int most = Math.max(task.work().inBytes(tile), task.work().outBytes(tile));
+                largest = Math.max(largest, Math.min(TILE_BYTES, 2 * most));
+            }
+        }
     }
 
     /** Counts bytes that are there already. */
@@ -224,7 +233,7 @@ final class Pipeline {
                     Slot slot = take(job, task);
                     Matrices.Tile tile = tiles.get(i);
                     slot.tile = tile;
-                    ByteBuffer in = slot.in(work.inBytes(tile));
+                    ByteBuffer in = slot.in(work.inBytes(tile), largest);
                     work.read(tile, in);
                     slot.in = in.flip();
                     if (task.hashesInput()) {
@@ -233,7 +242,7 @@ final class Pipeline {
                     Bytes original = task.original();
                     if (original != null) {
                         int size = Numbers.bytes(originalType(task));
-                        ByteBuffer kept = slot.original((int) tile.elements() * size);
+                        ByteBuffer kept = slot.original((int) tile.elements() * size, largest);
                         original.read(tile.first() * size, kept);
                         slot.original = kept.flip();
                     }
@@ -305,7 +314,7 @@ final class Pipeline {
                     Matrices.Tile tile = slot.tile;
                     if (in != null && tile != null) {
                         boolean copy = task.work().isCopy();
-                        ByteBuffer result = copy ? in : task.work().compute(tile, in, slot.out());
+                        ByteBuffer result = copy ? in : task.work().compute(tile, in, slot.out(largest));
                         slot.result = result;
                         ByteBuffer original = slot.original;
                         if (residuals != null && original != null) {
