@@ -14,6 +14,7 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Predicate;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.format.FormatException;
@@ -128,7 +129,9 @@ public final class CheckpointMerge {
     private static Journal begin(Path working, String fingerprint, boolean resume) throws IOException {
         boolean begun = Files.exists(working.resolve(Journal.FILE_NAME));
         if (begun && resume) {
-            return Journal.open(working, fingerprint);
+            Journal journal = Journal.open(working, fingerprint);
+            keepOnly(working, name -> name.equals(Journal.FILE_NAME) || journal.finished(name) != null);
+            return journal;
         }
         if (begun) {
             throw new FileAlreadyExistsException(
@@ -141,6 +144,18 @@ public final class CheckpointMerge {
             throw new IOException(working + ": cannot be written; check the permissions of the folder it is in", e);
         } catch (FileSystemException e) {
             throw new IOException(working + ": cannot be written: " + describe(e), e);
+        }
+    }
+
+    /** Deletes what an interrupted process left in a folder. */
+    static void keepOnly(Path folder, Predicate<String> names) throws IOException {
+        List<Path> others;
+        try (Stream<Path> files = Files.list(folder)) {
+            others = files.filter(file -> !names.test(file.getFileName().toString()))
+                    .toList();
+        }
+        for (Path other : others) {
+            Files.delete(other);
         }
     }
 

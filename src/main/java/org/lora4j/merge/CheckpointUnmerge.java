@@ -236,6 +236,11 @@ public final class CheckpointUnmerge {
         }
 
         @Override
+        public boolean countsBytes() {
+            return entry.replaced();
+        }
+
+        @Override
         public void start() throws IOException {
             try (PointerScope scope = new PointerScope()) {
                 factors.load(entry.updates());

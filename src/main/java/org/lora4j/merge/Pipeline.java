@@ -241,7 +241,7 @@ final class Pipeline {
                     }
                     Bytes original = task.original();
                     if (original != null) {
-                        int size = Numbers.bytes(originalType(task));
+                        int size = work.countsBytes() ? 1 : Numbers.bytes(originalType(task));
                         ByteBuffer kept = slot.original((int) tile.elements() * size, largest);
                         original.read(tile.first() * size, kept);
                         slot.original = kept.flip();
@@ -391,7 +391,7 @@ final class Pipeline {
             digest.update(result.duplicate());
         }
         long size = task.target().info().dtype().bits();
-        long offset = task.work() instanceof TensorCopy ? tile.first() : tile.first() * size / 8;
+        long offset = task.work().countsBytes() ? tile.first() : tile.first() * size / 8;
         long position = job.file().header().length + task.target().info().begin() + offset;
         int bytes = result.remaining();
         sink.write(task.target(), position, result, slot.original, slot.residual);

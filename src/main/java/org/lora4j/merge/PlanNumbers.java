@@ -85,17 +85,24 @@ final class PlanNumbers {
             }
             actions.add(String.format(
                     Locale.ROOT,
-                    "adds r=%d scale=%.6g%s%s%s",
+                    "adds r=%d scale=%s%s%s%s",
                     update.rank(),
-                    update.scale(),
+                    number(update.scale()),
                     update.magnitude() == null ? "" : ", DoRA",
                     update.swapped() ? ", stored as (in, out)" : "",
                     update.experts() > 1 ? ", of " + update.experts() + " experts" : ""));
         });
         edit.biases.forEach(bias -> {
             keys.add(bias.adapter() + ": " + bias.key());
-            actions.add(String.format(Locale.ROOT, "adds a bias, scale=%.6g", bias.scale()));
+            actions.add(String.format(Locale.ROOT, "adds a bias, scale=%s", number(bias.scale())));
         });
+    }
+
+    private static String number(double value) {
+        return new java.math.BigDecimal(value)
+                .round(new java.math.MathContext(6))
+                .stripTrailingZeros()
+                .toPlainString();
     }
 
     /** |sum_i s_i B_i A_i|, which is the root of the sum over (L^T L) * (R R^T) with all L = s B and R = A side by side. */

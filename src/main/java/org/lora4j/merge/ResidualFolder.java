@@ -59,6 +59,7 @@ final class ResidualFolder implements Pipeline.Residuals, Closeable {
         }
         Path folder = path.resolveSibling(path.getFileName() + ".part");
         Files.createDirectories(folder);
+        CheckpointMerge.keepOnly(folder, name -> name.endsWith(".safetensors.zip"));
         return new ResidualFolder(session, path, folder);
     }
 

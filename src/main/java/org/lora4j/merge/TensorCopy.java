@@ -51,6 +51,11 @@ final class TensorCopy implements TensorWork {
     }
 
     @Override
+    public boolean countsBytes() {
+        return true;
+    }
+
+    @Override
     public void start() throws IOException {
         if (replaced != null) {
             sourceHash = Hash.of(replaced);

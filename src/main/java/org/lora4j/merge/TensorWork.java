@@ -22,6 +22,11 @@ interface TensorWork {
     /** Whether what is written is what was read, so that there is nothing to compute. */
     boolean isCopy();
 
+    /** Whether a tile's elements are bytes, whatever the type of the tensor. */
+    default boolean countsBytes() {
+        return false;
+    }
+
     /** Gets ready to compute the first tile. */
     default void start() throws IOException {}
 

@@ -162,7 +162,12 @@ final class Undo {
         Path folder = folder(checkpoint);
         Files.deleteIfExists(folder.resolve(JSON));
         FolderSink.sync(folder);
-        Files.deleteIfExists(folder.resolve(BYTES));
-        Files.deleteIfExists(folder);
+        CheckpointMerge.delete(folder);
+        Path home = folder.toAbsolutePath().getParent();
+        if (home != null) {
+            // A process that died may have left the beginning of a manifest.
+            CheckpointMerge.keepOnly(
+                    home, name -> !(name.startsWith("." + MergeManifest.FILE_NAME + ".") && name.endsWith(".tmp")));
+        }
     }
 }
