@@ -12,6 +12,7 @@ import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.TargetMatcher;
 import org.lora4j.config.DefaultTargets;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
