@@ -66,7 +66,7 @@ public final class CheckpointMerge {
             refuseExisting(target);
             Journal journal = begin(working, fingerprint, resume);
             try {
-                return merge(session, fingerprint, journal, working, target, progress);
+                return merge(session, fingerprint, journal, working, target, resume, progress);
             } catch (FormatException | RuntimeException e) {
                 delete(working);
                 throw e;
@@ -83,17 +83,18 @@ public final class CheckpointMerge {
      * Merges into the files of the checkpoint themselves. Their original bytes are kept beside them until all is done, so
      * that an interrupted merge can be taken back.
      *
-     * @param resume whether to take back an interrupted merge into this checkpoint first, if there is one
+     * @param resume whether to continue after an interruption: a merge that was begun is taken back and done again, and
+     *     one that was finished is not repeated
      * @throws AdapterMisfitException listing everything that does not fit; nothing is written then
      * @throws IOException if a file cannot be written, or the result needs other files than the checkpoint has
      */
     public static MergeManifest mergeInPlace(MergeOptions options, boolean resume, MergeProgress progress)
             throws IOException {
-        if (resume) {
-            rollBack(options.checkpoint());
-        }
+        boolean takenBack = resume && rollBack(options.checkpoint());
         try (MergeSession session = MergeSession.open(options)) {
-            return new InPlaceMerge(session).run(progress);
+            InPlaceMerge merge = new InPlaceMerge(session, resume);
+            MergeManifest done = resume && !takenBack ? merge.done() : null;
+            return done == null ? merge.run(progress) : done;
         }
     }
 
@@ -176,10 +177,11 @@ public final class CheckpointMerge {
             Journal journal,
             Path working,
             Path target,
+            boolean resume,
             MergeProgress progress)
             throws IOException {
         Path residual = session.options().residual();
-        ResidualFolder residuals = residual == null ? null : ResidualFolder.create(session, residual);
+        ResidualFolder residuals = residual == null ? null : ResidualFolder.create(session, residual, resume);
         try (FolderSink sink = new FolderSink(working, journal, residuals)) {
             Pipeline pipeline = new Pipeline(sink, residuals, progress);
             long missing = 0;

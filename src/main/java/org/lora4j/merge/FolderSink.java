@@ -2,6 +2,7 @@ package org.lora4j.merge;
 
 import java.io.Closeable;
 import java.io.IOException;
+import java.io.InterruptedIOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
@@ -9,6 +10,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.Map;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -77,6 +79,7 @@ final class FolderSink implements Pipeline.Sink, Closeable {
             residuals.add(tensor.info().name(), residual);
         }
         if (unflushed >= FLUSH_BYTES && (flush == null || flush.isDone())) {
+            awaitFlush();
             unflushed = 0;
             flush = flusher.submit(() -> {
                 open.force(false);
@@ -95,12 +98,30 @@ final class FolderSink implements Pipeline.Sink, Closeable {
         if (residuals != null) {
             residuals.end(file);
         }
+        awaitFlush();
         open.force(true);
         open.close();
         channel = null;
         Files.move(path, folder.resolve(file.name()), StandardCopyOption.ATOMIC_MOVE);
         sync(folder);
         journal.add(new FileRecord(file.name(), file.bytes(), Hash.of(file.header()), outputs), inputs);
+    }
+
+    /** A system tells of a failed write once: the flush that was told must not keep it to itself. */
+    private void awaitFlush() throws IOException {
+        Future<?> pending = flush;
+        flush = null;
+        if (pending == null) {
+            return;
+        }
+        try {
+            pending.get();
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+            throw new InterruptedIOException("interrupted while the disk was written");
+        } catch (ExecutionException e) {
+            throw e.getCause() instanceof IOException io ? io : new IOException(e.getCause());
+        }
     }
 
     /** Forces a folder's entries to disk, where the file system can. */

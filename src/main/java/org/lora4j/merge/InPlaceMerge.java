@@ -20,9 +20,31 @@ import org.lora4j.format.ShardedCheckpoint.Location;
 /** Overwrites the changed tensors of a checkpoint and nothing else. */
 final class InPlaceMerge {
     private final MergeSession session;
+    private final boolean resume;
 
-    InPlaceMerge(MergeSession session) {
+    InPlaceMerge(MergeSession session, boolean resume) {
         this.session = session;
+        this.resume = resume;
+    }
+
+    /**
+     * The manifest of this very merge if the checkpoint is its result already, or null: a process that died after its work
+     * was done must not have it done twice.
+     */
+    @Nullable
+    MergeManifest done() throws IOException {
+        Path checkpoint = session.base().path();
+        Path home = home(checkpoint);
+        if (!Files.exists(home.resolve(MergeManifest.FILE_NAME))) {
+            return null;
+        }
+        MergeManifest manifest = MergeManifest.read(home);
+        boolean same = manifest.recipe().equals(MergeManifest.recipe(session.description()))
+                && Verification.of(home, manifest, MergeProgress.NONE).isEqual();
+        if (same) {
+            new Undo(checkpoint).forget();
+        }
+        return same ? manifest : null;
     }
 
     MergeManifest run(MergeProgress progress) throws IOException {
@@ -31,7 +53,7 @@ final class InPlaceMerge {
         Path checkpoint = session.base().path();
         Path home = home(checkpoint);
         Path residual = session.options().residual();
-        ResidualFolder residuals = residual == null ? null : ResidualFolder.create(session, residual);
+        ResidualFolder residuals = residual == null ? null : ResidualFolder.create(session, residual, resume);
         List<Location> changed = new ArrayList<>();
         long bytes = 0;
         for (TensorEdit edit : session.edits().values()) {

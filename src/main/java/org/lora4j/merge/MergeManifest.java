@@ -121,6 +121,27 @@ public final class MergeManifest {
         return fingerprint;
     }
 
+    /** What is merged and how, apart from where files lie. */
+    String recipe() {
+        return recipe(json);
+    }
+
+    static String recipe(Map<String, Object> description) {
+        List<Object> adapters = new ArrayList<>();
+        if (description.get("adapters") instanceof List<?> list) {
+            for (Object adapter : list) {
+                if (adapter instanceof Map<?, ?> map) {
+                    adapters.add(List.of(String.valueOf(map.get("weight")), String.valueOf(map.get("files_sha256"))));
+                }
+            }
+        }
+        return Json.line(List.of(
+                String.valueOf(description.get("lora4j")),
+                String.valueOf(description.get("operations")),
+                adapters,
+                String.valueOf(description.get("options"))));
+    }
+
     /** The files of the checkpoint before the merge. */
     public List<FileRecord> inputs() {
         return inputs;

@@ -52,12 +52,19 @@ final class ResidualFolder implements Pipeline.Residuals, Closeable {
         this.folder = folder;
     }
 
-    static ResidualFolder create(MergeSession session, Path target) throws IOException {
+    /** @param resume whether a residual of the same merge may be there, from a process that died at its very end */
+    static ResidualFolder create(MergeSession session, Path target, boolean resume) throws IOException {
         Path path = target.toAbsolutePath().normalize();
-        if (Files.exists(path)) {
-            throw new FileAlreadyExistsException(path.toString(), null, "is there already; name a new residual folder");
-        }
         Path folder = path.resolveSibling(path.getFileName() + ".part");
+        if (Files.exists(path)) {
+            boolean own = resume && Files.exists(path.resolve(MergeManifest.FILE_NAME));
+            if (!own || !MergeManifest.read(path).recipe().equals(MergeManifest.recipe(session.description()))) {
+                throw new FileAlreadyExistsException(
+                        path.toString(), null, "is there already; name a new residual folder");
+            }
+            CheckpointMerge.delete(folder);
+            Files.move(path, folder, StandardCopyOption.ATOMIC_MOVE);
+        }
         Files.createDirectories(folder);
         CheckpointMerge.keepOnly(folder, name -> name.endsWith(".safetensors.zip"));
         return new ResidualFolder(session, path, folder);

@@ -42,6 +42,14 @@ final class Undo {
         return home == null ? Path.of(FOLDER) : home.resolve(FOLDER);
     }
 
+    private static Path home(Path folder) {
+        Path home = folder.toAbsolutePath().getParent();
+        if (home == null) {
+            throw new IllegalStateException("no folder around " + folder);
+        }
+        return home;
+    }
+
     /** @throws FormatException if a merge into this checkpoint was interrupted */
     static void refuse(Path checkpoint) throws IOException {
         if (new Undo(checkpoint).isThere()) {
@@ -55,10 +63,15 @@ final class Undo {
         return Files.exists(folder(checkpoint).resolve(JSON));
     }
 
-    /** Keeps the bytes of tensors that will be overwritten. */
+    /** Keeps the bytes of tensors that will be overwritten, and the manifest of an earlier merge. */
     void record(List<Location> tensors) throws IOException {
         Path folder = folder(checkpoint);
         Files.createDirectories(folder);
+        Path manifest = home(folder).resolve(MergeManifest.FILE_NAME);
+        Files.deleteIfExists(folder.resolve(MergeManifest.FILE_NAME));
+        if (Files.exists(manifest)) {
+            Json.write(folder.resolve(MergeManifest.FILE_NAME), Files.readAllBytes(manifest));
+        }
         List<Object> ranges = new ArrayList<>();
         ByteBuffer chunk = ByteBuffer.allocateDirect(CHUNK);
         try (FileChannel out = FileChannel.open(
@@ -95,10 +108,7 @@ final class Undo {
         Path folder = folder(checkpoint);
         Path json = folder.resolve(JSON);
         List<Range> ranges = ranges(json);
-        Path home = folder.toAbsolutePath().getParent();
-        if (home == null) {
-            throw new IllegalStateException("no folder around " + folder);
-        }
+        Path home = home(folder);
         try (FileChannel in = FileChannel.open(folder.resolve(BYTES), StandardOpenOption.READ)) {
             long from = 0;
             for (Range range : ranges) {
@@ -120,6 +130,13 @@ final class Undo {
                     out.force(true);
                 }
             }
+        }
+        Path manifest = home.resolve(MergeManifest.FILE_NAME);
+        Path earlier = folder.resolve(MergeManifest.FILE_NAME);
+        if (Files.exists(earlier)) {
+            Json.write(manifest, Files.readAllBytes(earlier));
+        } else {
+            Files.deleteIfExists(manifest);
         }
         forget();
     }
@@ -163,11 +180,8 @@ final class Undo {
         Files.deleteIfExists(folder.resolve(JSON));
         FolderSink.sync(folder);
         CheckpointMerge.delete(folder);
-        Path home = folder.toAbsolutePath().getParent();
-        if (home != null) {
-            // A process that died may have left the beginning of a manifest.
-            CheckpointMerge.keepOnly(
-                    home, name -> !(name.startsWith("." + MergeManifest.FILE_NAME + ".") && name.endsWith(".tmp")));
-        }
+        // A process that died may have left the beginning of a manifest.
+        CheckpointMerge.keepOnly(
+                home(folder), name -> !(name.startsWith("." + MergeManifest.FILE_NAME + ".") && name.endsWith(".tmp")));
     }
 }

@@ -243,6 +243,56 @@ class SafetyTest {
     }
 
     @Test
+    void inPlaceAFinishedMergeIsNotDoneTwice() throws IOException {
+        CheckpointMerge.mergeInPlace(options, false, MergeProgress.NONE);
+        Map<String, String> once = hashes(checkpoint);
+        // The process died between its last write and its exit, and the merge is continued.
+        Files.createDirectories(checkpoint.resolve(".lora4j-undo"));
+        MergeManifest again = CheckpointMerge.mergeInPlace(options, true, MergeProgress.NONE);
+        assertThat(hashes(checkpoint)).isEqualTo(once);
+        assertThat(again.json()).isEqualTo(MergeManifest.read(checkpoint).json());
+        // Another merge is none that was finished.
+        Path other = tiny.adapter(
+                folder.resolve("b"), DType.F32, LoraConfig.builder().r(2), 5, "q_proj");
+        MergeOptions second = MergeOptions.of(checkpoint, new WeightedAdapter(other, 1));
+        CheckpointMerge.mergeInPlace(second, true, MergeProgress.NONE);
+        Map<String, String> twice = hashes(checkpoint);
+        assertThat(twice).isNotEqualTo(once);
+        // Taken back, the manifest is the earlier one's again.
+        assertThatThrownBy(() -> CheckpointMerge.mergeInPlace(options, false, dying(1)))
+                .isInstanceOf(Died.class);
+        Files.writeString(checkpoint.resolve(MergeManifest.FILE_NAME), "{}");
+        CheckpointMerge.rollBack(checkpoint);
+        assertThat(hashes(checkpoint)).isEqualTo(twice);
+    }
+
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void aResidualThatWasFinishedJustBeforeTheEndIsNotInTheWay(boolean inPlace) throws IOException {
+        Map<String, String> before = hashes(checkpoint);
+        Path residual = folder.resolve("residual");
+        MergeOptions kept = options.withResidual(residual);
+        if (inPlace) {
+            CheckpointMerge.mergeInPlace(kept, false, MergeProgress.NONE);
+            CheckpointUnmerge.unmerge(checkpoint, residual, List.of(), folder.resolve("back"), MergeProgress.NONE);
+            CheckpointMerge.delete(checkpoint);
+            Files.move(folder.resolve("back"), checkpoint);
+            CheckpointMerge.mergeInPlace(kept, true, MergeProgress.NONE);
+        } else {
+            CheckpointMerge.merge(kept, out, false, MergeProgress.NONE);
+            CheckpointMerge.delete(out);
+            assertThatThrownBy(() -> CheckpointMerge.merge(kept, out, false, MergeProgress.NONE))
+                    .hasMessageContaining("name a new residual folder");
+            CheckpointMerge.delete(working);
+            CheckpointMerge.merge(kept, out, true, MergeProgress.NONE);
+        }
+        CheckpointMerge.delete(folder.resolve("back"));
+        CheckpointUnmerge.unmerge(
+                inPlace ? checkpoint : out, residual, List.of(), folder.resolve("back"), MergeProgress.NONE);
+        assertThat(hashes(folder.resolve("back"))).isEqualTo(before);
+    }
+
+    @Test
     void inPlaceAFailureLeavesTheCheckpointAsItWas() throws IOException {
         Map<String, String> before = hashes(checkpoint);
         assertThatThrownBy(() -> CheckpointMerge.mergeInPlace(options.withDtype(DType.F32), false, MergeProgress.NONE))
