@@ -9,7 +9,10 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Set;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 import org.lora4j.format.AdapterConverter;
+import org.lora4j.format.GgufAdapter;
+import org.lora4j.format.GgufFile;
 import org.lora4j.format.ShardedCheckpoint;
 import org.lora4j.merge.WeightedAdapter;
 import picocli.CommandLine.ITypeConverter;
@@ -49,7 +52,7 @@ record AdapterArgument(Path path, double weight) {
                     if (Files.isRegularFile(folder)) {
                         folder = Files.createTempDirectory("lora4j-adapter");
                         temporary.add(folder);
-                        AdapterConverter.toPeft(argument.path(), modules(checkpoint), folder);
+                        toPeft(argument.path(), null, checkpoint, folder);
                     }
                     adapters.add(new WeightedAdapter(folder, argument.weight()));
                 }
@@ -75,6 +78,18 @@ record AdapterArgument(Path path, double weight) {
                 }
             }
             temporary.clear();
+        }
+    }
+
+    /** Turns a file of another layout into a folder of PEFT's. */
+    static void toPeft(Path file, @Nullable String part, Path checkpoint, Path folder) throws IOException {
+        if (GgufFile.recognises(file)) {
+            Path home = Files.isDirectory(checkpoint)
+                    ? checkpoint
+                    : checkpoint.toAbsolutePath().getParent();
+            GgufAdapter.toPeft(file, home == null ? checkpoint : home, modules(checkpoint), folder);
+        } else {
+            AdapterConverter.toPeft(file, part, modules(checkpoint), folder);
         }
     }
 

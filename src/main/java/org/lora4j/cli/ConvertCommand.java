@@ -5,10 +5,10 @@ import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
-import java.util.Set;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.format.AdapterConverter;
+import org.lora4j.format.GgufAdapter;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
@@ -20,7 +20,7 @@ import picocli.CommandLine.Spec;
 @Command(
         name = "convert",
         description = {
-            "Turns an adapter of PEFT's, kohya's or diffusers' layout into another; every tensor keeps its bytes.",
+            "Turns an adapter of PEFT's, kohya's, diffusers' or GGUF layout into another; every number keeps its bits.",
             "What the new layout has no place for is refused, with a list of all of it."
         },
         mixinStandardHelpOptions = true)
@@ -29,7 +29,8 @@ final class ConvertCommand implements Callable<Integer> {
     enum Layout {
         PEFT,
         KOHYA,
-        DIFFUSERS
+        DIFFUSERS,
+        GGUF
     }
 
     @Spec
@@ -38,7 +39,7 @@ final class ConvertCommand implements Callable<Integer> {
     @Parameters(index = "0", paramLabel = "ADAPTER", description = "A folder in PEFT's layout, or a file of another.")
     private Path adapter;
 
-    @Option(names = "--to", required = true, paramLabel = "LAYOUT", description = "peft, kohya or diffusers.")
+    @Option(names = "--to", required = true, paramLabel = "LAYOUT", description = "peft, kohya, diffusers or gguf.")
     private Layout layout;
 
     @Option(
@@ -57,7 +58,8 @@ final class ConvertCommand implements Callable<Integer> {
     @Option(
             names = "--base",
             paramLabel = "CHECKPOINT",
-            description = "The base model's checkpoint, whose tensors tell the paths of its modules.")
+            description =
+                    "The base model's checkpoint, whose tensors tell the paths of its modules; of GGUF also config.json.")
     private @Nullable Path base;
 
     @Option(names = "--json", description = "Print the result as JSON.")
@@ -74,18 +76,24 @@ final class ConvertCommand implements Callable<Integer> {
                                 ? adapter + " is a folder, so in PEFT's layout already"
                                 : "name the checkpoint with --base");
             }
-            Set<String> modules = AdapterArgument.modules(base);
-            AdapterConverter.toPeft(adapter, part, modules, out);
+            AdapterArgument.toPeft(adapter, part, base, out);
         } else {
             Path peft = adapter;
             if (!folder) {
                 throw new ParameterException(
                         spec.commandLine(), adapter + " is a file: convert it to a folder with --to peft first");
             }
+            if (layout == Layout.GGUF) {
+                if (base == null) {
+                    throw new ParameterException(
+                            spec.commandLine(), "name the checkpoint with --base: names and heads depend on the model");
+                }
+                GgufAdapter.fromPeft(peft, base, out);
+            }
             String name = part == null ? (layout == Layout.KOHYA ? "lora_unet" : "transformer") : part;
             if (layout == Layout.KOHYA) {
                 AdapterConverter.toKohya(Map.of(name, peft), out);
-            } else {
+            } else if (layout == Layout.DIFFUSERS) {
                 AdapterConverter.toDiffusers(Map.of(name, peft), out);
             }
         }

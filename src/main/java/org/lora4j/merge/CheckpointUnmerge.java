@@ -14,6 +14,7 @@ import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.zip.ZipEntry;
+import java.util.zip.ZipException;
 import java.util.zip.ZipFile;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -109,11 +110,15 @@ public final class CheckpointUnmerge {
             ZipFile zip = zip(ResidualFolder.ORIGINALS);
             InputStream in = open(zip, name);
             Bytes bytes = (from, target) -> {
-                byte[] chunk = in.readNBytes(target.remaining());
-                if (chunk.length < target.remaining()) {
-                    throw damaged(name);
+                try {
+                    byte[] chunk = in.readNBytes(target.remaining());
+                    if (chunk.length < target.remaining()) {
+                        throw damaged(name);
+                    }
+                    target.put(chunk);
+                } catch (ZipException e) {
+                    throw new FormatException(damaged(name).getMessage(), e);
                 }
-                target.put(chunk);
             };
             return new Pipeline.Task(tensor, new TensorCopy(bytes, entry.info().bytes(), null), false, null);
         }
@@ -136,7 +141,12 @@ public final class CheckpointUnmerge {
     private ZipFile zip(String name) throws IOException {
         ZipFile zip = zips.get(name);
         if (zip == null) {
-            zip = new ZipFile(residual.folder().resolve(name).toFile());
+            Path path = residual.folder().resolve(name);
+            try {
+                zip = new ZipFile(path.toFile());
+            } catch (ZipException e) {
+                throw new FormatException(path + ": is damaged (" + e.getMessage() + "); get the residual again", e);
+            }
             zips.put(name, zip);
         }
         return zip;
@@ -160,7 +170,8 @@ public final class CheckpointUnmerge {
         for (FileRecord record : residual.manifest().inputs()) {
             Journal.Finished finished = journal.finished(record.name());
             if (finished == null || !finished.output().header().equals(record.header())) {
-                throw new FormatException(record.name() + ": its header is not that of the original");
+                throw new FormatException(residual.folder().resolve(record.name() + ".header")
+                        + ": is not the header of the original; get the residual again");
             }
             record.tensors().forEach((name, hash) -> {
                 if (!hash.equals(finished.output().tensors().get(name))) {
@@ -277,7 +288,7 @@ public final class CheckpointUnmerge {
                 byte[] record = new byte[length];
                 records.readFully(record);
                 return record;
-            } catch (EOFException e) {
+            } catch (EOFException | ZipException e) {
                 throw new FormatException(damaged(entry.info().name()).getMessage(), e);
             }
         }

@@ -3,6 +3,7 @@ package org.lora4j.merge;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
+import java.nio.charset.CharacterCodingException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -44,7 +45,12 @@ final class Journal {
      */
     static Journal open(Path folder, String fingerprint) throws IOException {
         Journal journal = new Journal(folder.resolve(FILE_NAME));
-        String text = Files.readString(journal.file, StandardCharsets.UTF_8);
+        String text;
+        try {
+            text = Files.readString(journal.file, StandardCharsets.UTF_8);
+        } catch (CharacterCodingException e) {
+            throw new FormatException(journal.file + ": is damaged; delete " + folder + " and start again", e);
+        }
         List<String> lines =
                 text.substring(0, text.lastIndexOf('\n') + 1).lines().toList();
         String source = journal.file.toString();
