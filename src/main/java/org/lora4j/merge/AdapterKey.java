@@ -15,7 +15,7 @@ import org.jspecify.annotations.Nullable;
 record AdapterKey(String key, String path, int wrappers, Role role) {
     static final String PREFIX = "base_model.model.";
 
-    private static final String BASE_LAYER = ".base_layer";
+    static final String BASE_LAYER = ".base_layer";
 
     /** What a tensor is to its module. */
     enum Role {

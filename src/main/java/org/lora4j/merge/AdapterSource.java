@@ -29,12 +29,18 @@ import org.lora4j.merge.AdapterKey.Role;
 final class AdapterSource implements Closeable {
     /** The tensors of one adapted module, or of one parameter of it. */
     static final class Module {
+        /** Its path in the base model. */
         final String path;
+        /** The module around it that is wrapped itself, such as an attention, or null. */
+        final @Nullable String around;
+
         final int wrappers;
         final Map<Role, AdapterKey> keys = new EnumMap<>(Role.class);
 
         Module(String path, int wrappers) {
-            this.path = path;
+            int within = path.indexOf(AdapterKey.BASE_LAYER + ".");
+            this.path = path.replace(AdapterKey.BASE_LAYER + ".", ".");
+            this.around = within < 0 ? null : path.substring(0, within);
             this.wrappers = wrappers;
         }
     }

@@ -1,9 +1,11 @@
 package org.lora4j.merge;
 
+import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Set;
+import org.bytedeco.javacpp.PointerScope;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.format.ShardedCheckpoint.Location;
 import org.lora4j.format.TensorInfo;
@@ -31,7 +33,7 @@ final class FactorMatching {
     }
 
     /** Adds what a module's tensors do to the edits, or why they cannot. */
-    void match(AdapterSource.Module module) {
+    void match(AdapterSource.Module module) throws IOException {
         boolean embedding = module.keys.containsKey(Role.EMBEDDING_A) || module.keys.containsKey(Role.EMBEDDING_B);
         AdapterKey a = module.keys.get(embedding ? Role.EMBEDDING_A : Role.A);
         AdapterKey b = module.keys.get(embedding ? Role.EMBEDDING_B : Role.B);
@@ -66,16 +68,16 @@ final class FactorMatching {
             tensor = path + ".in_proj_weight";
             bias = path + ".in_proj_bias";
         }
-        int within = module.path.indexOf(".base_layer.");
-        if (within >= 0) {
-            configPath = module.path.substring(0, within);
-            path = matching.mapped(adapter, module.path.replace(".base_layer.", "."));
-            tensor = path + ".weight";
-            bias = path + ".bias";
+        // The rank of an attention's output projection is that of the attention.
+        if (module.around != null && base.find(matching.mapped(adapter, module.around) + ".in_proj_weight") != null) {
+            configPath = module.around;
         }
         boolean output = BaseCheckpoint.isOutput(tensor) && base.tied();
         if (base.find(tensor) == null && !output) {
             matching.problem(adapter, matching.missing(a.key(), tensor));
+            return;
+        }
+        if (repeatsInput(module, tensor)) {
             return;
         }
         for (String target :
@@ -85,6 +87,40 @@ final class FactorMatching {
         AdapterKey added = module.keys.get(Role.BIAS);
         if (added != null) {
             bias(added, bias, configPath);
+        }
+    }
+
+    /**
+     * Whether the factors of an output layer that is tied, with {@code ensure_weight_tying}, are those of the embedding once
+     * more: PEFT saves them under both names. If they are others that is a problem.
+     */
+    private boolean repeatsInput(AdapterSource.Module module, String tensor) throws IOException {
+        if (!base.tied() || !adapter.config().ensureWeightTying() || !BaseCheckpoint.isOutput(tensor)) {
+            return false;
+        }
+        for (AdapterSource.Module input : adapter.modules()) {
+            AdapterKey a = input.keys.get(Role.EMBEDDING_A);
+            AdapterKey b = input.keys.get(Role.EMBEDDING_B);
+            boolean tied = a != null
+                    && b != null
+                    && (matching.mapped(adapter, input.path) + ".weight").equals(base.inputEmbedding());
+            if (tied) {
+                if (!isTransposed(module.keys.get(Role.A), b) || !isTransposed(module.keys.get(Role.B), a)) {
+                    matching.problem(
+                            adapter,
+                            module.path + " has other factors than " + input.path
+                                    + ", and ensure_weight_tying says they are the same: merge the adapter PEFT saved");
+                }
+                return true;
+            }
+        }
+        return false;
+    }
+
+    private boolean isTransposed(@Nullable AdapterKey one, AdapterKey other) throws IOException {
+        try (PointerScope scope = new PointerScope()) {
+            return one != null
+                    && adapter.load(one.key()).equal(adapter.load(other.key()).t());
         }
     }
 
@@ -214,6 +250,11 @@ final class FactorMatching {
                     parameters.add(parameter);
                 }
             }
+            String home = matching.mapped(adapter, module.path);
+            boolean own = parameters.stream().anyMatch(name -> base.find(home + "." + name) != null);
+            if (!own && module.wrappers == 0 && base.find(home + ".weight") != null) {
+                return false;
+            }
             if (parameters.isEmpty()) {
                 if (module.wrappers > 0) {
                     matching.problem(
@@ -288,7 +329,7 @@ final class FactorMatching {
                     return null;
                 }
                 boolean inOut = swapped && (!straight || storesInOut());
-                int expert = stacked && count > 1 ? -1 : 0;
+                int expert = stacked ? -1 : 0;
                 return new Fit(
                         parameter,
                         List.of(whole.info().name()),

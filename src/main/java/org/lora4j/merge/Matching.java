@@ -57,7 +57,9 @@ final class Matching {
                 tokens(adapter, key);
             }
             FactorMatching factors = new FactorMatching(this, adapter);
-            adapter.modules().forEach(factors::match);
+            for (AdapterSource.Module module : adapter.modules()) {
+                factors.match(module);
+            }
         }
         if (tying.untied()) {
             edit(tying.output());

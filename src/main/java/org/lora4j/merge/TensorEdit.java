@@ -88,7 +88,7 @@ final class TensorEdit {
     /** The tensor as matrices that lie one after another: a vector is one row, a convolution (out, in * kernel). */
     Matrices matrices() {
         long[] shape = shape();
-        boolean stacked = updates.stream().anyMatch(update -> update.expert() < 0 && update.experts() > 1);
+        boolean stacked = updates.stream().anyMatch(update -> update.expert() < 0);
         return Matrices.of(shape, stacked);
     }
 

@@ -36,8 +36,17 @@ import org.lora4j.ops.Tensors;
  * and within one rounding that of PEFT's {@code merge_and_unload}.
  */
 class CheckpointMergeGoldenTest {
-    private static final List<String> GROUPS =
-            List.of("adapters", "combos", "dora", "inits", "lora_bias", "tokens", "other_methods");
+    private static final List<String> GROUPS = List.of(
+            "adapters",
+            "attention",
+            "combos",
+            "dora",
+            "inits",
+            "lora_bias",
+            "parameters",
+            "tokens",
+            "tying",
+            "other_methods");
 
     @TempDir(factory = MemoryTempDir.class)
     Path folder;
@@ -86,19 +95,19 @@ class CheckpointMergeGoldenTest {
                 MappedTensors before = TensorFiles.open(base);
                 MappedTensors theirs = TensorFiles.open(golden.folder.resolve("expected.safetensors"))) {
             assertThat(ours.names()).isEqualTo(before.names());
-            Map<String, Tensor> loaded = name.endsWith("target_parameters") ? Map.of() : merged(golden);
+            Map<String, Tensor> loaded = merged(golden);
             int changed = 0;
             for (String tensor : ours.names()) {
                 Tensor expected = loaded.get(tensor);
-                assertThat(loaded.isEmpty() || ours.tensor(tensor).equal(expected))
-                        .as(tensor)
-                        .isTrue();
+                assertThat(ours.tensor(tensor).equal(expected)).as(tensor).isTrue();
                 changed += ours.tensor(tensor).equal(before.tensor(tensor)) ? 0 : 1;
             }
             assertThat(changed).isPositive();
             for (String key : theirs.names()) {
                 String tensor = key.replaceFirst("merged\\.", "");
-                if (key.startsWith("merged.") && ours.names().contains(tensor)) {
+                // These cases hold that PEFT adds the update of an attention's output twice.
+                boolean wrong = name.startsWith("attention/twice");
+                if (!wrong && key.startsWith("merged.") && ours.names().contains(tensor)) {
                     boolean half = golden.type() != ScalarType.Float;
                     int roundings = golden.json.get("roundings").asInt();
                     double step =
