@@ -18,6 +18,15 @@ import picocli.CommandLine.Command;
         mixinStandardHelpOptions = true,
         versionProvider = Main.Version.class,
         synopsisSubcommandLabel = "VERB",
+        exitCodeListHeading = "%nExit codes:%n",
+        exitCodeList = {
+            "0:done",
+            "1:failed; the message says why",
+            "2:wrong usage",
+            "3:adapters and checkpoint do not fit each other",
+            "4:files are not those of their manifest"
+        },
+        footer = "%nCompletion in the shell: source <(lora4j generate-completion)",
         subcommands = {
             DemoCommand.class,
             EnvCommand.class,

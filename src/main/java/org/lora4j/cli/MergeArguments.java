@@ -56,10 +56,9 @@ final class MergeArguments {
             names = "--tied",
             paramLabel = "POLICY",
             defaultValue = "refuse",
-            description = {
-                "Where an adapter changes one of two tied embeddings: refuse (default),",
-                "untie (what the adapted model computes) or both (what PEFT's merge does)."
-            })
+            description =
+                    "Where an adapter changes one of two tied embeddings: refuse (default), untie (what the adapted"
+                            + " model computes) or both (what PEFT's merge does).")
     TiedPolicy tied;
 
     @Option(
@@ -69,7 +68,10 @@ final class MergeArguments {
     @Nullable
     Long seed;
 
-    @Option(names = "--device", defaultValue = "cpu", description = "Where to compute: cpu (default), cuda or cuda:N.")
+    @Option(
+            names = "--device",
+            defaultValue = "cpu",
+            description = "Where to compute: cpu, which the disk keeps waiting anyway.")
     String device;
 
     @Option(
@@ -85,6 +87,13 @@ final class MergeArguments {
         if (adapters.isEmpty()) {
             throw new ParameterException(spec.commandLine(), "name at least one adapter with --adapter");
         }
+        if (!device.equals("cpu")) {
+            throw new ParameterException(
+                    spec.commandLine(),
+                    "--device is " + device
+                            + " but must be cpu: checkpoints are merged on the CPU, whose bits the result"
+                            + " is defined by");
+        }
     }
 
     MergeOptions options(WeightedAdapter[] folders, @Nullable Path residual) {
@@ -96,7 +105,6 @@ final class MergeArguments {
                 tied,
                 seed == null ? OptionalLong.empty() : OptionalLong.of(seed),
                 residual,
-                device,
                 lenient,
                 allowNonFinite);
     }

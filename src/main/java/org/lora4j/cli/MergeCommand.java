@@ -20,11 +20,10 @@ import picocli.CommandLine.Spec;
 /** Merges adapters into a checkpoint. */
 @Command(
         name = "merge",
-        description = {
-            "Merges adapters into a checkpoint without loading a model, at the speed of the disk.",
-            "The new folder is there when it is whole, with merge-manifest.json; an interrupted merge continues with",
-            "--resume. Memory does not grow with the model."
-        },
+        description =
+                "Merges adapters into a checkpoint without loading a model. The new folder is there when it is whole,"
+                        + " with merge-manifest.json; an interrupted merge continues with --resume. Memory does not grow with the"
+                        + " model.",
         mixinStandardHelpOptions = true)
 final class MergeCommand implements Callable<Integer> {
     @Spec
@@ -46,7 +45,9 @@ final class MergeCommand implements Callable<Integer> {
 
     @Option(
             names = "--resume",
-            description = "Continue an interrupted merge of the same inputs; in place: take it back and start again.")
+            description =
+                    "Continue an interrupted merge of the same inputs; in place: take it back and start again, unless it"
+                            + " was finished.")
     private boolean resume;
 
     @Option(names = "--rollback", description = "Only take back an interrupted merge in place.")

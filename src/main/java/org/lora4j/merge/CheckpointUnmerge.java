@@ -210,7 +210,7 @@ public final class CheckpointUnmerge {
             this.entry = entry;
             this.location = location;
             this.records = records;
-            this.factors = new Factors(adapters, "cpu");
+            this.factors = new Factors(adapters);
             this.tiles = entry.replaced()
                     ? new Matrices(1, 1, entry.info().bytes()).tiles(Pipeline.TILE_BYTES)
                     : entry.matrices().tiles(residual.tileElements());

@@ -6,7 +6,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
-import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.Tensor;
 import org.lora4j.merge.Matrices.Tile;
 import org.lora4j.merge.TensorEdit.Update;
@@ -16,19 +15,17 @@ import org.lora4j.ops.Tensors;
 /** The tensors of adapters that one tensor of a checkpoint needs, in memory while it is worked on. */
 final class Factors implements AutoCloseable {
     private final List<AdapterSource> adapters;
-    private final String device;
     private final Map<String, Tensor> tensors = new LinkedHashMap<>();
 
-    Factors(List<AdapterSource> adapters, String device) {
+    Factors(List<AdapterSource> adapters) {
         this.adapters = adapters;
-        this.device = device;
     }
 
     /** Reads a tensor of an adapter, if it is not there yet. */
     void load(int adapter, String key) throws IOException {
         String id = adapter + " " + key;
         if (!tensors.containsKey(id)) {
-            tensors.put(id, Tensors.keep(onDevice(adapters.get(adapter).load(key))));
+            tensors.put(id, Tensors.keep(adapters.get(adapter).load(key)));
         }
     }
 
@@ -37,10 +34,6 @@ final class Factors implements AutoCloseable {
             load(update.adapter(), update.a());
             load(update.adapter(), update.b());
         }
-    }
-
-    Tensor onDevice(Tensor tensor) {
-        return device.equals("cpu") ? tensor : tensor.to(new Device(device), Tensors.type(tensor));
     }
 
     Tensor get(int adapter, String key) {

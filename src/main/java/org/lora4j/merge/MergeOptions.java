@@ -16,7 +16,6 @@ import org.lora4j.format.DType;
  * @param tied what happens to tied embeddings
  * @param seed of stochastic rounding; empty rounds to nearest even
  * @param residual where to write what {@code unmerge} needs; null writes none
- * @param device {@code cpu} or a CUDA device of LibTorch's such as {@code cuda:0}
  * @param lenient whether tensors the configuration asks for and the adapter lacks are a warning only
  * @param allowNonFinite whether NaN and infinities in changed tensors are accepted
  */
@@ -28,7 +27,6 @@ public record MergeOptions(
         TiedPolicy tied,
         OptionalLong seed,
         @Nullable Path residual,
-        String device,
         boolean lenient,
         boolean allowNonFinite) {
     public MergeOptions {
@@ -45,34 +43,24 @@ public record MergeOptions(
         }
     }
 
-    /** The defaults: types and files as they are, tied embeddings refused, rounding to nearest, no residual, the CPU. */
+    /** The defaults: types and files as they are, tied embeddings refused, rounding to nearest, no residual. */
     public static MergeOptions of(Path checkpoint, WeightedAdapter... adapters) {
         return new MergeOptions(
-                checkpoint,
-                List.of(adapters),
-                null,
-                0,
-                TiedPolicy.REFUSE,
-                OptionalLong.empty(),
-                null,
-                "cpu",
-                false,
-                false);
+                checkpoint, List.of(adapters), null, 0, TiedPolicy.REFUSE, OptionalLong.empty(), null, false, false);
     }
 
     public MergeOptions withDtype(@Nullable DType value) {
         return new MergeOptions(
-                checkpoint, adapters, value, maxShardBytes, tied, seed, residual, device, lenient, allowNonFinite);
+                checkpoint, adapters, value, maxShardBytes, tied, seed, residual, lenient, allowNonFinite);
     }
 
     public MergeOptions withMaxShardBytes(long value) {
-        return new MergeOptions(
-                checkpoint, adapters, dtype, value, tied, seed, residual, device, lenient, allowNonFinite);
+        return new MergeOptions(checkpoint, adapters, dtype, value, tied, seed, residual, lenient, allowNonFinite);
     }
 
     public MergeOptions withTied(TiedPolicy value) {
         return new MergeOptions(
-                checkpoint, adapters, dtype, maxShardBytes, value, seed, residual, device, lenient, allowNonFinite);
+                checkpoint, adapters, dtype, maxShardBytes, value, seed, residual, lenient, allowNonFinite);
     }
 
     /** Rounds stochastically, by a seed. */
@@ -85,28 +73,20 @@ public record MergeOptions(
                 tied,
                 OptionalLong.of(value),
                 residual,
-                device,
                 lenient,
                 allowNonFinite);
     }
 
     public MergeOptions withResidual(@Nullable Path value) {
-        return new MergeOptions(
-                checkpoint, adapters, dtype, maxShardBytes, tied, seed, value, device, lenient, allowNonFinite);
-    }
-
-    public MergeOptions withDevice(String value) {
-        return new MergeOptions(
-                checkpoint, adapters, dtype, maxShardBytes, tied, seed, residual, value, lenient, allowNonFinite);
+        return new MergeOptions(checkpoint, adapters, dtype, maxShardBytes, tied, seed, value, lenient, allowNonFinite);
     }
 
     public MergeOptions withLenient(boolean value) {
         return new MergeOptions(
-                checkpoint, adapters, dtype, maxShardBytes, tied, seed, residual, device, value, allowNonFinite);
+                checkpoint, adapters, dtype, maxShardBytes, tied, seed, residual, value, allowNonFinite);
     }
 
     public MergeOptions withAllowNonFinite(boolean value) {
-        return new MergeOptions(
-                checkpoint, adapters, dtype, maxShardBytes, tied, seed, residual, device, lenient, value);
+        return new MergeOptions(checkpoint, adapters, dtype, maxShardBytes, tied, seed, residual, lenient, value);
     }
 }

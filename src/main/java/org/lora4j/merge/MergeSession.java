@@ -167,7 +167,7 @@ final class MergeSession implements Closeable {
         if (options.seed().isPresent()) {
             how.put("seed", options.seed().getAsLong());
         }
-        how.put("device", options.device());
+        how.put("device", "cpu");
         all.put("options", how);
         return all;
     }

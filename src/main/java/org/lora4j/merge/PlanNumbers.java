@@ -111,7 +111,7 @@ final class PlanNumbers {
         double squares = 0;
         try (PointerScope scope = new PointerScope();
                 NoGradGuard noGrad = new NoGradGuard();
-                Factors factors = new Factors(session.adapters(), "cpu")) {
+                Factors factors = new Factors(session.adapters())) {
             factors.load(edit.updates);
             for (long m = 0; m < matrices.count(); m++) {
                 Matrices.Tile all = new Matrices.Tile(m, 0, matrices.rows(), 0, matrices.columns(), 0);

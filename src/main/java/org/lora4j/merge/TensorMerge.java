@@ -54,7 +54,7 @@ final class TensorMerge implements TensorWork {
         this.edit = target.edit();
         this.adapters = adapters;
         this.options = options;
-        this.factors = new Factors(adapters, options.device());
+        this.factors = new Factors(adapters);
         this.matrices = edit == null ? Matrices.of(target.info().shape(), false) : edit.matrices();
         this.tiles = matrices.tiles(tileElements);
         if (edit != null && edit.value != null) {
@@ -147,7 +147,7 @@ final class TensorMerge implements TensorWork {
             result = merged(tile, memory) ? in : out;
             Reference.reachabilityFence(in);
             if (result == out) {
-                write(tile, changed(tile, factors.onDevice(memory)), out);
+                write(tile, changed(tile, memory), out);
                 out.position(0).limit(outBytes(tile));
             }
         }
@@ -163,11 +163,8 @@ final class TensorMerge implements TensorWork {
 
     /** Adds plain updates in the buffer itself, if that is all there is to do. */
     private boolean merged(Tile tile, Tensor memory) {
-        boolean inPlace = edit != null
-                && edit.isPlain()
-                && sourceType == target.info().dtype()
-                && rounding == null
-                && options.device().equals("cpu");
+        boolean inPlace =
+                edit != null && edit.isPlain() && sourceType == target.info().dtype() && rounding == null;
         if (inPlace && edit != null) {
             Ops.current().merge(memory, factors.lowRanks(edit.updates, tile));
         }
@@ -221,7 +218,7 @@ final class TensorMerge implements TensorWork {
         DType dtype = target.info().dtype();
         out.clear();
         if (rounding != null && (edit != null || dtype != workType)) {
-            Tensor values = result.to(ScalarType.Float).cpu().contiguous();
+            Tensor values = result.to(ScalarType.Float).contiguous();
             ByteBuffer numbers = new BytePointer(values.data_ptr())
                     .limit(tile.elements() * Float.BYTES)
                     .asByteBuffer();
@@ -267,10 +264,7 @@ final class TensorMerge implements TensorWork {
             });
         }
         Tensor norms = rows.norms(rows.squares(), product);
-        return factors.onDevice(adapter.load(magnitude))
-                .to(ScalarType.Float)
-                .flatten()
-                .div(norms);
+        return adapter.load(magnitude).to(ScalarType.Float).flatten().div(norms);
     }
 
     /** Rows of the weight as the products find it, in memory of their own. */
@@ -290,7 +284,7 @@ final class TensorMerge implements TensorWork {
             }
             Tensor typed = rows.to(Numbers.torch(workType));
             Tile tile = new Tile(0, from, count, 0, columns, from * columns);
-            return factors.onDevice(Objects.requireNonNull(edit).tokens.isEmpty() ? typed : withTokens(tile, typed));
+            return Objects.requireNonNull(edit).tokens.isEmpty() ? typed : withTokens(tile, typed);
         }
     }
 

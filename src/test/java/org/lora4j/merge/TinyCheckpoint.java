@@ -21,7 +21,7 @@ import org.lora4j.format.ShardedCheckpointWriter;
 import org.lora4j.format.TensorSource;
 
 /** Checkpoints of Llama's shape and adapters for them, with random numbers of a seed; sizes are odd. */
-final class TinyCheckpoint {
+public final class TinyCheckpoint {
     static final Map<String, String> METADATA = Map.of("format", "pt");
 
     static final int VOCABULARY = 41;
@@ -33,7 +33,7 @@ final class TinyCheckpoint {
     private final boolean tied;
     private final int scale;
 
-    TinyCheckpoint(int layers, boolean tied) {
+    public TinyCheckpoint(int layers, boolean tied) {
         this(layers, tied, 1);
     }
 
@@ -63,7 +63,7 @@ final class TinyCheckpoint {
     }
 
     /** Writes it with its configuration and two files of a tokenizer. */
-    Path write(Path folder, DType dtype, long shardBytes, long seed) throws IOException {
+    public Path write(Path folder, DType dtype, long shardBytes, long seed) throws IOException {
         Files.createDirectories(folder);
         Files.writeString(folder.resolve("config.json"), config());
         Files.writeString(folder.resolve("tokenizer.json"), "{\"model\": {}}\n");
@@ -83,7 +83,8 @@ final class TinyCheckpoint {
     }
 
     /** Writes an adapter for modules whose names end so. */
-    Path adapter(Path folder, DType dtype, LoraConfigBuilder builder, long seed, String... targets) throws IOException {
+    public Path adapter(Path folder, DType dtype, LoraConfigBuilder builder, long seed, String... targets)
+            throws IOException {
         LoraConfig config = builder.targetModules(targets).build();
         SafetensorsWriter writer = new SafetensorsWriter(METADATA);
         Random random = new Random(seed);
