@@ -6,8 +6,12 @@
 
 FOLDER gets a checkpoint of Llama's shape in three bfloat16 shards with random numbers, and three adapters of rank 16: for
 all linear layers, for the attention, and for what PEFT adapts in a Llama by default. `files` and `peft` print and keep
-their numbers in FOLDER/results.json, `table` prints all of them. Needs torch and safetensors; `peft` also peft and
-transformers. Every file is read once before it is timed, so all candidates find it in memory, which favours `cp`.
+their numbers in FOLDER/results.json, `table FOLDER...` prints them as Markdown. Needs torch and safetensors; `peft` also
+peft and transformers.
+
+Every file is read once before it is timed, so all candidates find it in memory, which favours `cp`. The rest of the memory
+is filled with other files first, as it is on a machine that has run for a while, and nothing is deleted between two
+measurements: in a virtual machine the first use of free memory costs more than the copy.
 """
 
 import argparse
@@ -146,6 +150,16 @@ def warm(folder):
                 pass
 
 
+def fill(folder):
+    """Reads files until no memory is free, from this folder and those beside it."""
+    for file in sorted(folder.resolve().parent.glob("*/base/*.safetensors")):
+        with open(file, "rb", buffering=0) as data:
+            while data.read(1 << 24):
+                free = int(Path("/proc/meminfo").read_text().split("MemFree:")[1].split()[0])
+                if free < 1_000_000:
+                    return
+
+
 def run(*command):
     """Runs a command: seconds and the most resident kilobytes of it, as /usr/bin/time -v tells them."""
     begin = time.perf_counter()
@@ -170,13 +184,18 @@ def copy(source, target):
 
 
 def files(folder, repeats):
-    tool = ROOT / "lora4j"
-    base, out = folder / "base", folder / "out"
+    tool, base = ROOT / "lora4j", folder / "base"
     run(tool, "--version")
     record(folder, "rss_version_kb", run(tool, "--version")[1])
+    record(folder, "rss_libtorch_kb", run(tool, "env")[1])
     times = {"cp": [], "merge": [], "in_place_attention": [], "in_place_default": []}
     inner = {name: [] for name in times}
     peaks = {name: 0 for name in times}
+    outputs = []
+
+    def target():
+        outputs.append(folder / f"out{len(outputs)}")
+        return outputs[-1]
 
     def tooled(name, *arguments):
         subprocess.run(["sync"], check=True)
@@ -185,17 +204,21 @@ def files(folder, repeats):
         inner[name].append(json.loads(output)["seconds"])
         peaks[name] = max(peaks[name], peak)
 
-    for _ in range(repeats):
-        warm(base)
-        subprocess.run(["sync"], check=True)
-        times["cp"].append(copy(base, out))
-        for adapter in ("attention", "default"):
-            warm(out)
-            tooled(f"in_place_{adapter}", out, "-a", folder / adapter, "--in-place")
-        shutil.rmtree(out)
-        warm(base)
-        tooled("merge", base, "-a", folder / "all", "-o", out)
-        shutil.rmtree(out)
+    fill(folder)
+    try:
+        for _ in range(repeats):
+            warm(base)
+            subprocess.run(["sync"], check=True)
+            out = target()
+            times["cp"].append(copy(base, out))
+            for adapter in ("attention", "default"):
+                warm(out)
+                tooled(f"in_place_{adapter}", out, "-a", folder / adapter, "--in-place")
+            warm(base)
+            tooled("merge", base, "-a", folder / "all", "-o", target())
+    finally:
+        for out in outputs:
+            shutil.rmtree(out, ignore_errors=True)
     for name, seconds in times.items():
         record(folder, name, [round(value, 3) for value in seconds])
         if peaks[name]:
@@ -220,41 +243,86 @@ model.save_pretrained(out, max_shard_size="2GB")
 
 
 def peft(folder, repeats):
-    tool = ROOT / "lora4j"
-    base, out = folder / "base", folder / "out"
+    tool, base = ROOT / "lora4j", folder / "base"
     times, ours, peaks = [], [], []
-    for _ in range(repeats):
-        warm(base)
-        subprocess.run(["sync"], check=True)
-        begin = time.perf_counter()
-        peak = run(sys.executable, "-c", PEFT, base, folder / "all", out)[1]
-        subprocess.run(["sync", *out.iterdir()], check=True)
-        times.append(time.perf_counter() - begin)
-        peaks.append(peak)
-        shutil.rmtree(out)
-        warm(base)
-        subprocess.run(["sync"], check=True)
-        ours.append(run(tool, "merge", base, "-a", folder / "all", "-o", out, "--json")[0])
-        shutil.rmtree(out)
+    outputs = [folder / f"out{i}" for i in range(2 * repeats)]
+    fill(folder)
+    try:
+        for theirs, own in zip(outputs[::2], outputs[1::2]):
+            warm(base)
+            subprocess.run(["sync"], check=True)
+            begin = time.perf_counter()
+            peaks.append(run(sys.executable, "-c", PEFT, base, folder / "all", theirs)[1])
+            subprocess.run(["sync", *theirs.iterdir()], check=True)
+            times.append(time.perf_counter() - begin)
+            warm(base)
+            subprocess.run(["sync"], check=True)
+            ours.append(run(tool, "merge", base, "-a", folder / "all", "-o", own, "--json")[0])
+    finally:
+        for out in outputs:
+            shutil.rmtree(out, ignore_errors=True)
     record(folder, "peft", [round(value, 2) for value in times])
     record(folder, "peft_rss_kb", max(peaks))
     record(folder, "merge_beside_peft", [round(value, 2) for value in ours])
     record(folder, "peft_over_merge", round(statistics.median(a / b for a, b in zip(times, ours)), 2))
 
 
+def table(folders):
+    print("| | " + " | ".join(folder.name + " GB" for folder in folders) + " | target |")
+    print("|---|" + "---|" * (len(folders) + 1))
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+
+    def row(text, target, value):
+        cells = []
+        for result in results:
+            try:
+                cells.append(value(result))
+            except KeyError:
+                cells.append("-")
+        print(f"| {text} | " + " | ".join(cells) + f" | {target} |")
+
+    def seconds(name):
+        return lambda result: f"{statistics.median(result[name]):.1f} s"
+
+    def ratio(name, digits=2):
+        return lambda result: f"{result[name]:.{digits}f}x"
+
+    def above(name):
+        return lambda result: f"{result[name] / 1024:.0f} MB, {(result[name] - result['rss_version_kb']) / 1024:.0f} above"
+
+    row("`cp` and fsync", "", seconds("cp"))
+    row("merge into all linear layers", "", seconds("merge"))
+    row("over `cp`", "1.15x", ratio("merge_over_cp"))
+    row("over `cp`, without the start of the JVM", "", ratio("merge_within_over_cp"))
+    row("in place, the attention's four layers", "", seconds("in_place_attention"))
+    row("over `cp`", "0.2x", ratio("in_place_attention_over_cp"))
+    row("in place, queries and values", "", seconds("in_place_default"))
+    row("over `cp`", "0.2x", ratio("in_place_default_over_cp"))
+    row("PEFT and transformers: load, merge, save", "", seconds("peft"))
+    row("over the merge", "3x", ratio("peft_over_merge", 1))
+    row("peak memory of `lora4j --version`", "", lambda result: f"{result['rss_version_kb'] / 1024:.0f} MB")
+    row("peak memory of `lora4j env`, with LibTorch", "", lambda result: f"{result['rss_libtorch_kb'] / 1024:.0f} MB")
+    row("peak memory of the merge", "256 MB above", above("merge_rss_kb"))
+    row("peak memory of the merge in place", "256 MB above", above("in_place_attention_rss_kb"))
+    row("peak memory of PEFT", "", lambda result: f"{result['peft_rss_kb'] / 1024:.0f} MB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["generate", "files", "peft"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=["generate", "files", "peft", "table"])
+    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+")
     parser.add_argument("--gigabytes", choices=list(SHAPES), default="4")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    folder = arguments.folders[0]
     if arguments.what == "generate":
-        generate(arguments.folder, arguments.gigabytes)
+        generate(folder, arguments.gigabytes)
     elif arguments.what == "files":
-        files(arguments.folder, arguments.repeats)
+        files(folder, arguments.repeats)
+    elif arguments.what == "peft":
+        peft(folder, arguments.repeats)
     else:
-        peft(arguments.folder, arguments.repeats)
+        table(arguments.folders)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import org.jspecify.annotations.Nullable;
  * the order of the files' bytes.
  */
 final class Pipeline {
-    /** Elements of a tile: 8 MB of float32. */
-    static final int TILE_ELEMENTS = 1 << 21;
+    /** Elements of a tile: 4 MB of float32. */
+    static final int TILE_ELEMENTS = 1 << 20;
 
     /** Bytes of the largest tile of a tensor that may be computed. */
     static final int TILE_BYTES = TILE_ELEMENTS * Float.BYTES;
@@ -314,7 +314,8 @@ final class Pipeline {
                     Matrices.Tile tile = slot.tile;
                     if (in != null && tile != null) {
                         boolean copy = task.work().isCopy();
-                        ByteBuffer result = copy ? in : task.work().compute(tile, in, slot.out(largest));
+                        ByteBuffer out = copy || task.work().isInPlace() ? in : slot.out(largest);
+                        ByteBuffer result = copy ? in : task.work().compute(tile, in, out);
                         slot.result = result;
                         ByteBuffer original = slot.original;
                         if (residuals != null && original != null) {

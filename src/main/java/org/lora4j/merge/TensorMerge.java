@@ -144,12 +144,14 @@ final class TensorMerge implements TensorWork {
         try (PointerScope scope = new PointerScope();
                 NoGradGuard noGrad = new NoGradGuard()) {
             Tensor memory = Blobs.matrix(in, sourceType, tile.rows(), tile.columns());
-            result = merged(tile, memory) ? in : out;
-            Reference.reachabilityFence(in);
-            if (result == out) {
+            if (edit != null && isInPlace()) {
+                Ops.current().merge(memory, factors.lowRanks(edit.updates, tile));
+                result = in;
+            } else {
                 write(tile, changed(tile, memory), out);
-                out.position(0).limit(outBytes(tile));
+                result = out.position(0).limit(outBytes(tile));
             }
+            Reference.reachabilityFence(in);
         }
         if (edit != null
                 && !options.allowNonFinite()
@@ -161,14 +163,10 @@ final class TensorMerge implements TensorWork {
         return result;
     }
 
-    /** Adds plain updates in the buffer itself, if that is all there is to do. */
-    private boolean merged(Tile tile, Tensor memory) {
-        boolean inPlace =
-                edit != null && edit.isPlain() && sourceType == target.info().dtype() && rounding == null;
-        if (inPlace && edit != null) {
-            Ops.current().merge(memory, factors.lowRanks(edit.updates, tile));
-        }
-        return inPlace;
+    /** Plain updates are added in the buffer itself, if that is all there is to do. */
+    @Override
+    public boolean isInPlace() {
+        return edit != null && edit.isPlain() && sourceType == target.info().dtype() && rounding == null;
     }
 
     /** The tile with everything done to it, in the type it was computed in. */

@@ -22,6 +22,11 @@ interface TensorWork {
     /** Whether what is written is what was read, so that there is nothing to compute. */
     boolean isCopy();
 
+    /** Whether a tile is computed in the buffer it was read into, so that no other is needed. */
+    default boolean isInPlace() {
+        return false;
+    }
+
     /** Whether a tile's elements are bytes, whatever the type of the tensor. */
     default boolean countsBytes() {
         return false;
@@ -34,7 +39,7 @@ interface TensorWork {
      * Computes a tile.
      *
      * @param in what was read, ready to be read; may be overwritten
-     * @param out room for {@link #outBytes}
+     * @param out room for {@link #outBytes}; {@code in} itself if {@link #isInPlace}
      * @return the buffer with the result, one of the two, ready to be read
      */
     default ByteBuffer compute(Matrices.Tile tile, ByteBuffer in, ByteBuffer out) throws IOException {
