@@ -105,6 +105,9 @@ final class Pipeline {
         @Nullable
         String inputHash;
 
+        @Nullable
+        String outputHash;
+
         ByteBuffer in(int bytes, int most) {
             first = first == null ? ByteBuffer.allocateDirect(most) : first;
             return first.clear().limit(bytes);
@@ -292,6 +295,7 @@ final class Pipeline {
         slot.result = null;
         slot.residual = null;
         slot.inputHash = null;
+        slot.outputHash = null;
         slot.firstOfTensor = false;
         slot.lastOfTensor = false;
         slot.lastOfFile = false;
@@ -301,6 +305,7 @@ final class Pipeline {
 
     private @Nullable Void computeAll() throws IOException, InterruptedException {
         Task open = null;
+        MessageDigest digest = Hash.sha256();
         try {
             while (true) {
                 Slot slot = read.take();
@@ -322,9 +327,15 @@ final class Pipeline {
                             slot.residual = residuals.encode(task, tile, original, result);
                         }
                     }
+                    ByteBuffer hashed = slot.result;
+                    boolean same = task.work().isCopy() && task.hashesInput();
+                    if (hashed != null && !same) {
+                        digest.update(hashed.duplicate());
+                    }
                     if (slot.lastOfTensor) {
                         String hash = task.work().sourceHash();
                         slot.inputHash = hash == null ? slot.inputHash : hash;
+                        slot.outputHash = same ? slot.inputHash : Hash.hex(digest);
                         task.work().finish();
                         open = null;
                     }
@@ -347,7 +358,6 @@ final class Pipeline {
         Job open = null;
         Map<String, String> inputs = new LinkedHashMap<>();
         Map<String, String> outputs = new LinkedHashMap<>();
-        MessageDigest digest = Hash.sha256();
         while (true) {
             Slot slot = computed.take();
             if (slot.last) {
@@ -362,16 +372,15 @@ final class Pipeline {
             }
             Task task = slot.task;
             if (task != null && job != null) {
-                write(slot, job, task, digest);
-                if (slot.lastOfTensor) {
-                    String name = task.target().info().name();
-                    boolean same = task.work().isCopy() && task.hashesInput();
-                    String input = slot.inputHash;
-                    if (input != null) {
-                        inputs.put(name, input);
-                    }
-                    outputs.put(name, same && input != null ? input : Hash.hex(digest));
-                    digest.reset();
+                write(slot, job, task);
+                String name = task.target().info().name();
+                String input = slot.inputHash;
+                String output = slot.outputHash;
+                if (slot.lastOfTensor && input != null) {
+                    inputs.put(name, input);
+                }
+                if (slot.lastOfTensor && output != null) {
+                    outputs.put(name, output);
                 }
             }
             if (slot.lastOfFile && job != null) {
@@ -381,15 +390,11 @@ final class Pipeline {
         }
     }
 
-    private void write(Slot slot, Job job, Task task, MessageDigest digest) throws IOException {
+    private void write(Slot slot, Job job, Task task) throws IOException {
         ByteBuffer result = slot.result;
         Matrices.Tile tile = slot.tile;
         if (result == null || tile == null) {
             return;
-        }
-        boolean same = task.work().isCopy() && task.hashesInput();
-        if (!same) {
-            digest.update(result.duplicate());
         }
         long size = task.target().info().dtype().bits();
         long offset = task.work().countsBytes() ? tile.first() : tile.first() * size / 8;

@@ -3,6 +3,7 @@ package org.lora4j.merge;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
@@ -100,7 +101,7 @@ final class Undo {
             }
             out.force(true);
         }
-        Json.write(folder.resolve(JSON), Map.of("ranges", ranges));
+        Json.write(folder.resolve(JSON), Map.of("ranges", ranges, "crc32c", crc(ranges)));
     }
 
     /** Puts the original bytes back, whatever became of them. */
@@ -156,10 +157,21 @@ final class Undo {
         }
     }
 
+    private static long crc(Object ranges) {
+        CRC32C crc = new CRC32C();
+        crc.update(Json.line(ranges).getBytes(StandardCharsets.UTF_8));
+        return crc.getValue();
+    }
+
     private static List<Range> ranges(Path json) throws IOException {
         List<Range> ranges = new ArrayList<>();
         Map<String, @Nullable Object> read = StrictJson.readObject(json, 256 << 20);
-        for (Object entry : Json.list(read.get("ranges"), "ranges", json.toString())) {
+        List<?> list = Json.list(read.get("ranges"), "ranges", json.toString());
+        if (!Long.valueOf(crc(list)).equals(read.get("crc32c"))) {
+            throw new FormatException(json + ": is damaged, so the merge cannot be taken back; nothing was changed now."
+                    + " Get the checkpoint again");
+        }
+        for (Object entry : list) {
             if (entry instanceof Map<?, ?> map
                     && map.get("file") instanceof String file
                     && !file.contains("/")
