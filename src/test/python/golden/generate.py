@@ -20,7 +20,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PRO
 
 
 # Made by lora4j, or by scripts of their own, which need bitsandbytes.
-ELSEWHERE = ("written_by_lora4j", "initmath", "quantization")
+ELSEWHERE = ("written_by_lora4j", "initmath", "quantization", "gguf")
 
 
 def parts() -> dict:

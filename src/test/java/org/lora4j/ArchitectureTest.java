@@ -34,6 +34,7 @@ class ArchitectureTest {
             "ops.binding", List.of(),
             "layer", List.of("config", "ops", "format"),
             "combine", List.of("layer", "config", "ops"),
+            "merge", List.of("config", "format", "ops"),
             "model", List.of("config", "layer", "ops", "format", "combine"),
             "model.causal", List.of("format", "ops", "model"),
             "train", List.of("model", "model.causal", "layer", "config", "ops")));

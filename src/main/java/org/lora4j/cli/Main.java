@@ -3,6 +3,11 @@ package org.lora4j.cli;
 import java.io.PrintStream;
 import java.io.PrintWriter;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.AccessDeniedException;
+import java.nio.file.FileSystemException;
+import java.nio.file.NoSuchFileException;
+import org.lora4j.merge.AdapterMisfitException;
+import picocli.AutoComplete;
 import picocli.CommandLine;
 import picocli.CommandLine.Command;
 
@@ -13,11 +18,39 @@ import picocli.CommandLine.Command;
         mixinStandardHelpOptions = true,
         versionProvider = Main.Version.class,
         synopsisSubcommandLabel = "VERB",
-        subcommands = {DemoCommand.class, EnvCommand.class})
+        exitCodeListHeading = "%nExit codes:%n",
+        exitCodeList = {
+            "0:done",
+            "1:failed; the message says why",
+            "2:wrong usage",
+            "3:adapters and checkpoint do not fit each other",
+            "4:files are not those of their manifest"
+        },
+        footer = "%nCompletion in the shell: source <(lora4j generate-completion)",
+        subcommands = {
+            DemoCommand.class,
+            EnvCommand.class,
+            InspectCommand.class,
+            PlanCommand.class,
+            MergeCommand.class,
+            VerifyCommand.class,
+            UnmergeCommand.class,
+            ConvertCommand.class,
+            AutoComplete.GenerateCompletion.class
+        })
 public final class Main {
+    /** Adapters and checkpoint do not fit each other. */
+    static final int MISFIT = 3;
+
+    /** Files are not those of their manifest. */
+    static final int DIFFERENT = 4;
+
     private Main() {}
 
-    /** Runs a verb and exits with its code: 0 done, 1 failed, 2 wrong usage. */
+    /**
+     * Runs a verb and exits with its code: 0 done, 1 failed, 2 wrong usage, 3 adapters and checkpoint do not fit, 4 files
+     * are not those of the manifest.
+     */
     public static void main(String[] arguments) {
         System.exit(run(writer(System.out), writer(System.err), arguments));
     }
@@ -33,7 +66,7 @@ public final class Main {
                     if (System.getProperty("lora4j.trace") != null) {
                         problem.printStackTrace(command.getErr());
                     }
-                    return 1;
+                    return problem instanceof AdapterMisfitException ? MISFIT : 1;
                 })
                 .execute(arguments);
     }
@@ -62,6 +95,14 @@ public final class Main {
 
     private static String describe(Throwable problem) {
         String message = problem.getMessage();
+        if (problem instanceof FileSystemException file && file.getReason() == null) {
+            String what = problem instanceof NoSuchFileException
+                    ? "there is no such file or folder; check the path"
+                    : problem instanceof AccessDeniedException
+                            ? "access is denied; check its permissions"
+                            : problem.getClass().getSimpleName();
+            return file.getFile() + ": " + what;
+        }
         return message == null || problem instanceof NullPointerException ? problem.toString() : message;
     }
 }

@@ -14,6 +14,8 @@ public enum AdapterLayout {
     KOHYA,
     /** {@code unet.<path>.lora_A.weight} and older spellings: pipelines of diffusers. */
     DIFFUSERS,
+    /** {@code blk.0.attn_q.weight.lora_a} in a GGUF file: llama.cpp. */
+    GGUF,
     /** None of these, or several at once. */
     UNKNOWN;
 
@@ -33,6 +35,9 @@ public enum AdapterLayout {
     private static AdapterLayout of(String key) {
         if (key.startsWith(PeftKeys.PREFIX)) {
             return PEFT;
+        }
+        if (key.endsWith(".weight.lora_a") || key.endsWith(".weight.lora_b")) {
+            return GGUF;
         }
         return KohyaKeys.isOne(key) ? KOHYA : DiffusersKeys.isOne(key) ? DIFFUSERS : UNKNOWN;
     }

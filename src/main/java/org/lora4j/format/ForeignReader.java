@@ -39,6 +39,9 @@ final class ForeignReader {
         if (layout == AdapterLayout.PEFT) {
             throw new FormatException(file.path() + ": has PEFT's layout already; load the folder it is in");
         }
+        if (layout == AdapterLayout.GGUF) {
+            throw new FormatException(file.path() + ": has GGUF's names; convert it with GgufAdapter");
+        }
         if (layout == AdapterLayout.UNKNOWN) {
             throw new FormatException(
                     file.path() + ": its tensors have the names of no layout, or of several, among PEFT, "

@@ -2,16 +2,14 @@ package org.lora4j.format;
 
 import java.io.IOException;
 import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.channels.WritableByteChannel;
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 
 /**
  * Writes one safetensors file; tensors are added first, their bytes are asked for one after another while writing.
@@ -85,39 +83,21 @@ public final class SafetensorsWriter {
      *     is then as it was
      */
     public void write(Path target) throws IOException {
-        List<Entry> ordered = new ArrayList<>(entries.values());
-        ordered.sort(Comparator.comparing(Entry::dtype).reversed().thenComparing(Entry::name, JsonText.BY_CODE_POINT));
-        Map<String, TensorInfo> tensors = new LinkedHashMap<>();
-        long offset = 0;
-        for (Entry entry : ordered) {
-            long end = Math.addExact(offset, entry.bytes());
-            tensors.put(entry.name(), new TensorInfo(entry.name(), entry.dtype(), entry.shape(), offset, end));
-            offset = end;
-        }
-        ByteBuffer header = header(new SafetensorsHeader(metadata, tensors));
+        List<SafetensorsLayout.Entry> wanted = new ArrayList<>();
+        entries.values()
+                .forEach(entry -> wanted.add(new SafetensorsLayout.Entry(entry.name(), entry.dtype(), entry.shape())));
+        SafetensorsLayout layout = SafetensorsLayout.of(metadata, wanted);
+        List<Entry> ordered = layout.tensors().keySet().stream()
+                .map(name -> Objects.requireNonNull(entries.get(name)))
+                .toList();
         AtomicFile.write(target, out -> {
-            writeFully(out, header);
+            writeFully(out, ByteBuffer.wrap(layout.header()));
             for (Entry entry : ordered) {
                 Counted counted = new Counted(out, entry);
                 entry.source().writeTo(counted);
                 counted.finish();
             }
         });
-    }
-
-    private static ByteBuffer header(SafetensorsHeader header) {
-        byte[] json = header.text().getBytes(StandardCharsets.UTF_8);
-        int padded = (json.length + 7) & ~7;
-        if (padded > SafetensorsHeader.MAX_BYTES) {
-            throw new IllegalArgumentException("the header has " + padded + " bytes, more than "
-                    + SafetensorsHeader.MAX_BYTES + "; spread the tensors over several files");
-        }
-        ByteBuffer buffer = ByteBuffer.allocate(8 + padded).order(ByteOrder.LITTLE_ENDIAN);
-        buffer.putLong(padded).put(json);
-        while (buffer.hasRemaining()) {
-            buffer.put((byte) ' ');
-        }
-        return buffer.flip();
     }
 
     static void writeFully(WritableByteChannel out, ByteBuffer bytes) throws IOException {

@@ -11,14 +11,17 @@ import java.util.OptionalLong;
  * An open file of named tensors, checked in full before any of them is read. Reading is safe from several threads; what
  * is read is in row-major order and little endian, whatever the file has.
  */
-public sealed interface TensorFile extends Closeable permits SafetensorsFile, PyTorchFile {
+public sealed interface TensorFile extends Closeable permits SafetensorsFile, PyTorchFile, GgufFile {
     /**
-     * Opens a file of either format, told apart by its first bytes; a name that ends in {@code .safetensors} decides
+     * Opens a file of any of the formats, told apart by its first bytes; a name that ends in {@code .safetensors} decides
      * without them.
      *
      * @throws FormatException if the file is defective
      */
     static TensorFile open(Path path) throws IOException {
+        if (!path.toString().endsWith(".safetensors") && GgufFile.recognises(path)) {
+            return GgufFile.open(path);
+        }
         return PyTorchFile.recognises(path) ? PyTorchFile.open(path) : SafetensorsFile.open(path);
     }
 

@@ -2,24 +2,18 @@ package org.lora4j.layer;
 
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
-import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.TensorVector;
-import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.ops.AdaptedRows;
 import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Tensors;
 
 /**
  * The norms n of the rows of an adapted weight, as DoRA (arXiv:2402.09353) needs them in every pass.
  *
- * <p>They come from the factors, without the matrix B A: {@code n_i^2 = |W_i|^2 + 2 s (W_i A^T) . B_i + s^2 B_i (A A^T)
- * B_i^T}. They are constants to autograd, as in the paper's section 4.3, and computed anew only when a tensor changed.
+ * <p>They come from {@link AdaptedRows}. They are constants to autograd, as in the paper's section 4.3, and computed anew only when a tensor changed.
  */
 final class RowNorms implements AutoCloseable {
-    /** Elements of the weight converted to float32 at a time. */
-    private static final long TILE = 1 << 22;
-
     /** What the norms were computed from; versions count the changes of a tensor. */
     private record State(long address, long weight, long a, long b, double scale) {}
 
@@ -50,11 +44,11 @@ final class RowNorms implements AutoCloseable {
                         || state == null
                         || state.address() != now.address()
                         || state.weight() != now.weight()) {
-                    ofBase = Tensors.keep(byRows(weight, tile -> tile.mul(tile).sum(1)));
+                    ofBase = Tensors.keep(rows(weight).squares());
                     close();
                     squares = ofBase;
                 }
-                Tensor fresh = Tensors.keep(norms(weight, ofBase, update));
+                Tensor fresh = Tensors.keep(rows(weight).norms(ofBase, update));
                 if (norms != null) {
                     norms.close();
                 }
@@ -69,45 +63,15 @@ final class RowNorms implements AutoCloseable {
     /** The norms of the rows of W + s B A, computed once: with A and B still new, DoRA's first magnitude. */
     static Tensor once(Tensor weight, Tensor a, Tensor b, double scale) {
         try (NoGradGuard noGrad = new NoGradGuard()) {
-            Tensor squares = byRows(weight, tile -> tile.mul(tile).sum(1));
-            return norms(weight, squares, new LowRank(LoraWeights.matrix(a), LoraWeights.matrix(b), scale));
+            AdaptedRows rows = rows(weight);
+            LowRank update = new LowRank(LoraWeights.matrix(a), LoraWeights.matrix(b), scale);
+            return rows.norms(rows.squares(), update);
         }
     }
 
-    private static Tensor norms(Tensor weight, Tensor squares, LowRank update) {
-        Tensor a = update.a();
-        Tensor b = update.b();
-        double s = update.scale();
-        Tensor cross = byRows(weight, tile -> tile.to(Tensors.type(a)).matmul(a.t()));
-        Tensor gram = a.matmul(a.t());
-        return cross.mul_(new Scalar(2 * s))
-                .add_(b.matmul(gram).mul_(new Scalar(s * s)))
-                .mul_(b)
-                .sum(1)
-                .add_(squares)
-                .clamp_min_(new Scalar(0.0))
-                .sqrt_()
-                .to(Tensors.type(a));
-    }
-
-    private interface RowWork {
-        Tensor of(Tensor tile);
-    }
-
-    /** Works on a few rows of the weight at a time, in float32 or float64, and puts the results together as float64. */
-    private static Tensor byRows(Tensor weight, RowWork work) {
-        boolean wide = Tensors.type(weight) == torch.ScalarType.Double;
-        long rows = Math.max(1, TILE / Math.max(1, weight.size(1)));
-        TensorVector parts = new TensorVector();
-        for (long at = 0; at < weight.size(0); at += rows) {
-            try (PointerScope scope = new PointerScope()) {
-                Tensor tile = weight.detach()
-                        .narrow(0, at, Math.min(rows, weight.size(0) - at))
-                        .to(wide ? torch.ScalarType.Double : torch.ScalarType.Float);
-                parts.push_back(work.of(tile).to(torch.ScalarType.Double));
-            }
-        }
-        return torch.cat(parts, 0);
+    private static AdaptedRows rows(Tensor weight) {
+        Tensor data = weight.detach();
+        return new AdaptedRows(weight.size(0), weight.size(1), (from, count) -> data.narrow(0, from, count));
     }
 
     @Override

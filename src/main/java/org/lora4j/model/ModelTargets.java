@@ -16,6 +16,7 @@ import org.lora4j.config.DefaultTargets;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
 import org.lora4j.config.PythonRegex;
+import org.lora4j.config.TargetMatcher;
 import org.lora4j.layer.HfConv1D;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;

@@ -12,6 +12,7 @@ import org.bytedeco.pytorch.StringSharedModuleDict;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.NearMisses;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraParameter;

@@ -15,6 +15,7 @@ import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.NearMisses;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.QuantizationOptions;
 import org.lora4j.layer.QuantizedLinear;

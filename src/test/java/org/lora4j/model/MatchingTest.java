@@ -23,6 +23,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
 import org.lora4j.config.PeftCompat;
+import org.lora4j.config.TargetMatcher;
 import org.lora4j.config.TaskType;
 import org.lora4j.format.AdapterConfigJson;
 import tools.jackson.databind.JsonNode;

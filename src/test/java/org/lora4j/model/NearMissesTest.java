@@ -10,6 +10,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.NearMisses;
 import org.lora4j.ops.LibTorch;
 
 /** What the names and patterns of a configuration that match nothing lead to. */

@@ -1,4 +1,4 @@
-package org.lora4j.model;
+package org.lora4j.config;
 
 import java.util.ArrayList;
 import java.util.Collection;
@@ -9,15 +9,11 @@ import java.util.function.Predicate;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import org.jspecify.annotations.Nullable;
-import org.lora4j.config.LoraConfig;
-import org.lora4j.config.ModuleSelector;
-import org.lora4j.config.PythonRegex;
-import org.lora4j.config.TaskType;
 
 /** Decides which module paths a configuration means, by the rules of PEFT 0.21's {@code check_target_module_exists}. */
-final class TargetMatcher {
+public final class TargetMatcher {
     /** What a configuration says about one module. */
-    enum Verdict {
+    public enum Verdict {
         TARGET,
         /** Named by {@code excludeModules}, or at or below a module of {@code modulesToSave}. */
         EXCLUDED,
@@ -32,7 +28,7 @@ final class TargetMatcher {
     private final List<Pattern> saved = new ArrayList<>();
     private final List<Pattern> layerIndex = new ArrayList<>();
 
-    TargetMatcher(LoraConfig config) {
+    public TargetMatcher(LoraConfig config) {
         this.config = config;
         this.targets = predicate(config.targetModules());
         this.excluded = predicate(config.excludeModules());
@@ -48,7 +44,7 @@ final class TargetMatcher {
         }
     }
 
-    Verdict verdict(String path) {
+    public Verdict verdict(String path) {
         if (excluded != null && excluded.test(path)) {
             return Verdict.EXCLUDED;
         }
@@ -68,7 +64,7 @@ final class TargetMatcher {
      * @param modules the paths of all modules
      * @param outputLayer the path of the layer from hidden states to tokens, null if the model has none
      */
-    static List<String> allLinear(
+    public static List<String> allLinear(
             Collection<String> linear,
             Collection<String> modules,
             @Nullable String outputLayer,

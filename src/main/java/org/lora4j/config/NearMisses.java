@@ -1,4 +1,4 @@
-package org.lora4j.model;
+package org.lora4j.config;
 
 import java.util.Collection;
 import java.util.Comparator;
@@ -8,7 +8,7 @@ import java.util.Locale;
 import java.util.Map;
 
 /** Finds module names that look like one the model does not have: what a typing error was meant to be. */
-final class NearMisses {
+public final class NearMisses {
     private static final int SHOWN = 3;
 
     private NearMisses() {}
@@ -17,7 +17,7 @@ final class NearMisses {
      * The ends of module paths, with as many parts as the name, that differ from it in at most a third of its letters;
      * the nearest first, at most three. Case does not count.
      */
-    static List<String> of(String name, Collection<String> paths) {
+    public static List<String> of(String name, Collection<String> paths) {
         int parts = name.split("\\.", -1).length;
         int limit = Math.max(1, name.length() / 3);
         Map<String, Integer> distances = new LinkedHashMap<>();
