@@ -344,7 +344,7 @@ public final class LayerAdapters {
     }
 
     /** The weight without any merged adapter. */
-    Tensor unmergedWeight(LoraLayer layer) {
+    public Tensor unmergedWeight(LoraLayer layer) {
         return unmerged == null ? layer.weight() : unmerged;
     }
 

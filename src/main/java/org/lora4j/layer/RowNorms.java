@@ -16,7 +16,7 @@ import org.lora4j.ops.Tensors;
  * <p>They come from the factors, without the matrix B A: {@code n_i^2 = |W_i|^2 + 2 s (W_i A^T) . B_i + s^2 B_i (A A^T)
  * B_i^T}. They are constants to autograd, as in the paper's section 4.3, and computed anew only when a tensor changed.
  */
-final class RowNorms implements AutoCloseable {
+public final class RowNorms implements AutoCloseable {
     /** Elements of the weight converted to float32 at a time. */
     private static final long TILE = 1 << 22;
 
@@ -67,7 +67,7 @@ final class RowNorms implements AutoCloseable {
     }
 
     /** The norms of the rows of W + s B A, computed once: with A and B still new, DoRA's first magnitude. */
-    static Tensor once(Tensor weight, Tensor a, Tensor b, double scale) {
+    public static Tensor once(Tensor weight, Tensor a, Tensor b, double scale) {
         try (NoGradGuard noGrad = new NoGradGuard()) {
             Tensor squares = byRows(weight, tile -> tile.mul(tile).sum(1));
             return norms(weight, squares, new LowRank(LoraWeights.matrix(a), LoraWeights.matrix(b), scale));

@@ -43,6 +43,11 @@ final class AttachedAdapters implements AutoCloseable {
     }
 
     void checkNew(String name, LoraConfig config) {
+        checkName(name);
+        checkBiases(name, config);
+    }
+
+    void checkName(String name) {
         if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(RowAdapters.BASE)) {
             throw new IllegalArgumentException("an adapter cannot be called \"" + name
                     + "\": use a name that is not empty, not \"" + RowAdapters.BASE + "\" and has no dot");
@@ -51,7 +56,6 @@ final class AttachedAdapters implements AutoCloseable {
             throw new IllegalArgumentException(
                     "there is an adapter \"" + name + "\" already: delete it first or use another name");
         }
-        checkBiases(name, config);
     }
 
     void checkBiases(String name, LoraConfig config) {

@@ -1,0 +1,163 @@
+package org.lora4j.combine;
+
+import java.util.Arrays;
+import org.bytedeco.javacpp.DoublePointer;
+import org.bytedeco.pytorch.LongOptional;
+import org.bytedeco.pytorch.StringViewOptional;
+import org.bytedeco.pytorch.T_TensorTensorTensor_T;
+import org.bytedeco.pytorch.T_TensorTensor_T;
+import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
+import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.lora4j.layer.Factors;
+import org.lora4j.ops.Tensors;
+
+/**
+ * The leading singular components of a matrix (m, n), largest first.
+ *
+ * @param left orthonormal columns, (m, k)
+ * @param values the k singular values
+ * @param right orthonormal rows, (k, n), the largest element of each positive
+ * @param total the square of the Frobenius norm of the whole matrix: what the values leave of it is the exact square of
+ *     the error
+ */
+record Components(Tensor left, double[] values, Tensor right, double total) implements AutoCloseable {
+    /** Values below this part of the largest are rounding errors of float32 factors, for each column. */
+    private static final double PRECISION = 0x1p-23;
+
+    /** Those of a matrix in memory, all of them. */
+    static Components of(Tensor matrix) {
+        Tensor wide = matrix.to(ScalarType.Double);
+        Svd svd = Svd.of(wide);
+        return svd.components(svd.u(), svd.vh(), wide.square().sum().item_double());
+    }
+
+    /**
+     * Those of a product: orthogonal bases of the factors by Householder's QR, then the singular values of the small matrix
+     * between them, in float64. The product is never formed.
+     *
+     * @param b (m, r), of any rank
+     * @param a (r, n)
+     */
+    static Components of(Tensor b, Tensor a) {
+        if (b.size(1) == 0) {
+            throw new IllegalArgumentException("the factors have rank 0");
+        }
+        Qr left = Qr.of(b.to(ScalarType.Double));
+        Qr right = Qr.of(a.to(ScalarType.Double).t());
+        Svd svd = Svd.of(left.r().matmul(right.r().t()));
+        return svd.components(
+                left.q().matmul(svd.u()), svd.vh().matmul(right.q().t()), svd.energy());
+    }
+
+    int count() {
+        return values.length;
+    }
+
+    /** The number of values that float32 factors can tell from zero, at least 1. */
+    int numericalRank() {
+        int rank = 1;
+        while (rank < values.length && values[rank] > values[0] * PRECISION * values.length) {
+            rank++;
+        }
+        return rank;
+    }
+
+    /** The squared norm of the first components. */
+    double energy(int rank) {
+        double energy = 0;
+        for (int i = 0; i < Math.min(rank, values.length); i++) {
+            energy += values[i] * values[i];
+        }
+        return energy;
+    }
+
+    /** The lowest rank with a part of the squared norm, or all there are if they have less. */
+    int rankFor(double part) {
+        double wanted = part * total * (1 - 1e-12);
+        double energy = values[0] * values[0];
+        int rank = 1;
+        while (rank < values.length && energy < wanted) {
+            energy += values[rank] * values[rank];
+            rank++;
+        }
+        return rank;
+    }
+
+    /** B, the left vectors times the values, and A, the right ones, of a rank that may exceed the number of components. */
+    Factors factors(int rank) {
+        int own = Math.min(rank, values.length);
+        Tensor s = Tensor.create(values).narrow(0, 0, own).to(left.device(), Tensors.type(left));
+        Tensor b = left.narrow(1, 0, own).mul(s);
+        Tensor a = right.narrow(0, 0, own);
+        return own == rank ? new Factors(a, b) : new Factors(padded(a, 0, rank), padded(b, 1, rank));
+    }
+
+    /** With zeros at the end of a dimension. */
+    static Tensor padded(Tensor tensor, int dimension, long size) {
+        long[] shape = Tensors.shape(tensor);
+        long own = shape[dimension];
+        shape[dimension] = size;
+        Tensor padded = tensor.new_zeros(shape);
+        padded.narrow(dimension, 0, own).copy_(tensor);
+        return padded;
+    }
+
+    /** The first components, or all if there are less. */
+    Components first(int rank) {
+        int kept = Math.min(rank, values.length);
+        return new Components(left.narrow(1, 0, kept), Arrays.copyOf(values, kept), right.narrow(0, 0, kept), total);
+    }
+
+    /** Lets the tensors live until {@link #close}. */
+    Components kept() {
+        Tensors.keep(left);
+        Tensors.keep(right);
+        return this;
+    }
+
+    @Override
+    public void close() {
+        left.close();
+        right.close();
+    }
+
+    /** Q and R of a matrix. */
+    record Qr(Tensor q, Tensor r) {
+        static Qr of(Tensor matrix) {
+            try (T_TensorTensor_T qr = torch.linalg_qr(matrix)) {
+                return new Qr(new Tensor(qr.get0()), new Tensor(qr.get1()));
+            }
+        }
+    }
+
+    /** The singular value decomposition of a small matrix. */
+    record Svd(Tensor u, double[] s, Tensor vh) {
+        static Svd of(Tensor matrix) {
+            try (StringViewOptional driver = new StringViewOptional();
+                    T_TensorTensorTensor_T found = torch.linalg_svd(matrix, false, driver)) {
+                Tensor values = found.get1().to(ScalarType.Double).cpu().contiguous();
+                double[] s = new double[(int) values.numel()];
+                new DoublePointer(values.data_ptr()).get(s);
+                return new Svd(new Tensor(found.get0()), s, new Tensor(found.get2()));
+            }
+        }
+
+        double energy() {
+            double sum = 0;
+            for (double each : s) {
+                sum += each * each;
+            }
+            return sum;
+        }
+
+        /** With the vectors of a larger matrix, and signs that do not depend on how they were found. */
+        Components components(Tensor left, Tensor right, double total) {
+            Tensor at = right.abs().argmax(new LongOptional(1), true);
+            Tensor signs = right.gather(1, at).sign();
+            Tensor rows = right.mul(signs);
+            Tensor columns = left.mul(signs.t());
+            return new Components(columns, s, rows, total);
+        }
+    }
+}
