@@ -8,6 +8,7 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.LoraConfigBuilder;
 import org.lora4j.config.ModuleSelector;
@@ -45,6 +46,15 @@ public final class CombinedConfig {
                 throw new IllegalArgumentException("adapter \"" + names.get(i) + "\" has layer_replication "
                         + config.layerReplication() + ", but \"" + names.get(0) + "\" has "
                         + configs.get(0).layerReplication() + ": combine adapters of the same layers");
+            }
+            if (!config.targetParameters().isEmpty()) {
+                throw new IllegalArgumentException("adapter \"" + names.get(i) + "\" has targetParameters "
+                        + config.targetParameters()
+                        + ", whose factors cannot be put side by side: combine adapters of targetModules");
+            }
+            if (config.bias() != BiasMode.NONE) {
+                throw new IllegalArgumentException("adapter \"" + names.get(i) + "\" trains biases of the base (bias "
+                        + config.bias().jsonName() + "), and such adapters must be alone on a model: leave it out");
             }
             if (!config.trainableTokenIndices().isEmpty()) {
                 throw new IllegalArgumentException("adapter \"" + names.get(i) + "\" replaces rows of "
