@@ -70,7 +70,7 @@ public final class Combined implements AutoCloseable {
     }
 
     /**
-     * Combines adapters at a layer. What it holds lives until it is closed.
+     * Combines adapters at a layer. What it makes lives until it is closed; the input must live as long.
      *
      * @throws IllegalArgumentException if the options do not go with the adapters
      */

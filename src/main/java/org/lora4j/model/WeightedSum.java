@@ -81,8 +81,9 @@ final class WeightedSum {
         Map<String, Combined> combined = new LinkedHashMap<>();
         try (NoGradGuard noGrad = new NoGradGuard()) {
             layers.forEach((path, layer) -> {
+                LayerInput input = input(path, layer);
                 try (PointerScope scope = new PointerScope()) {
-                    combined.put(path, Combined.of(input(path, layer), options));
+                    combined.put(path, Combined.of(input, options));
                 }
             });
             Map<String, Integer> ranks = RankBudget.ranks(options.rank(), combined);
