@@ -140,9 +140,6 @@ final class AdapterSource implements AutoCloseable {
         if (layers.isEmpty()) {
             problems.add("it has no factors");
         }
-        others.stream()
-                .filter(key -> key.contains("token_adapter"))
-                .forEach(key -> problems.add(key + " replaces rows of tokens, which have no weighted sum"));
         if (!problems.isEmpty()) {
             throw new IllegalArgumentException(name + ": " + String.join("; ", problems) + ": check the folder");
         }

@@ -4,6 +4,7 @@ import java.util.Collections;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Set;
 import java.util.regex.Pattern;
@@ -17,7 +18,7 @@ import org.lora4j.config.PythonRegex;
  */
 public final class CombineOptions {
     /** A regular expression for the whole or the end of a layer's path, and the weights there. */
-    private record LayerWeights(Pattern path, List<Double> weights) {}
+    private record LayerWeights(String regex, Pattern path, List<Double> weights) {}
 
     private final CombinationType type;
     private final @Nullable Double density;
@@ -45,7 +46,7 @@ public final class CombineOptions {
         differentTargets = b.differentTargets;
         compat = Collections.unmodifiableSet(b.compat);
         layerWeights = b.layerWeights.entrySet().stream()
-                .map(each -> new LayerWeights(regex(each.getKey()), List.copyOf(each.getValue())))
+                .map(each -> new LayerWeights(each.getKey(), regex(each.getKey()), List.copyOf(each.getValue())))
                 .toList();
         checkDensity();
         checkRank();
@@ -200,7 +201,7 @@ public final class CombineOptions {
     /** Checks the numbers of weights by layer, and that each expression means some layer. */
     void checkWeights(int adapters, Iterable<String> paths) {
         for (LayerWeights each : layerWeights) {
-            String text = each.path().pattern();
+            String text = each.regex();
             check(
                     "layerWeights[" + text + "]",
                     each.weights(),
@@ -212,6 +213,34 @@ public final class CombineOptions {
             }
             check("layerWeights", text, matches, "matches the path of no layer; check it");
         }
+    }
+
+    /** The type and what differs from the defaults. */
+    @Override
+    public String toString() {
+        StringBuilder text = new StringBuilder(type.peftName());
+        if (density != null) {
+            text.append(", density ").append(density);
+        }
+        if (type.merge() == CombinationType.Merge.ELECT) {
+            text.append(", majority sign ").append(majoritySign.name().toLowerCase(Locale.ROOT));
+        }
+        if (type.pruning() == CombinationType.Pruning.BY_RANK) {
+            text.append(", epsilon ").append(epsilon);
+        }
+        if (type.pruning() == CombinationType.Pruning.OUTLIERS) {
+            text.append(", gamma ").append(gamma);
+        }
+        if (space == MergeSpace.CORE) {
+            text.append(", in core space");
+        }
+        if (clamp != null) {
+            text.append(", clamp ").append(clamp);
+        }
+        layerWeights.forEach(each ->
+                text.append(", weights ").append(each.weights()).append(" at ").append(each.regex()));
+        compat.forEach(defect -> text.append(", ").append(defect));
+        return text.append(", ").append(rank()).toString();
     }
 
     /** Collects options. */

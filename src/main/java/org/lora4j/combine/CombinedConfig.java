@@ -83,7 +83,6 @@ public final class CombinedConfig {
         });
         Map<String, Double> alphas = new LinkedHashMap<>();
         others.forEach((path, own) -> alphas.put(path, own.doubleValue()));
-        boolean drops = options.has(PeftCompat.COMBINATION_DROPS_PARTS);
         LoraConfigBuilder builder = LoraConfig.builder()
                 .r(rank)
                 .loraAlpha(rank)
@@ -92,8 +91,8 @@ public final class CombinedConfig {
                 .targetModules(targets)
                 .fanInFanOut(first.fanInFanOut())
                 .useRslora(options.has(PeftCompat.COMBINATION_KEEPS_RSLORA) && first.useRslora())
-                .useDora(drops ? first.useDora() : configs.stream().anyMatch(LoraConfig::useDora))
-                .loraBias(drops ? first.loraBias() : configs.stream().anyMatch(LoraConfig::loraBias))
+                .useDora(hasMagnitude(configs, options))
+                .loraBias(hasBias(configs, options))
                 .modulesToSave(modulesToSave(configs))
                 .layerReplication(first.layerReplication())
                 .baseModelNameOrPath(base(configs))
@@ -104,12 +103,26 @@ public final class CombinedConfig {
         return builder.build();
     }
 
+    /** Whether the combination has biases on B. */
+    public static boolean hasBias(List<LoraConfig> configs, CombineOptions options) {
+        return options.has(PeftCompat.COMBINATION_DROPS_PARTS)
+                ? configs.get(0).loraBias()
+                : configs.stream().anyMatch(LoraConfig::loraBias);
+    }
+
+    /** Whether the combination has magnitudes. */
+    public static boolean hasMagnitude(List<LoraConfig> configs, CombineOptions options) {
+        return options.has(PeftCompat.COMBINATION_DROPS_PARTS)
+                ? configs.get(0).useDora()
+                : configs.stream().anyMatch(LoraConfig::useDora);
+    }
+
     /** An expression for exactly this path. */
-    private static String escaped(String path) {
+    static String escaped(String path) {
         return path.replaceAll("[^A-Za-z0-9_]", "\\\\$0");
     }
 
-    private static int mostFrequent(Collection<Integer> ranks) {
+    static int mostFrequent(Collection<Integer> ranks) {
         Map<Integer, Integer> counts = new LinkedHashMap<>();
         ranks.forEach(rank -> counts.merge(rank, 1, Integer::sum));
         return counts.entrySet().stream()

@@ -10,30 +10,10 @@ import java.util.Map;
  * Shares a number of ranks among layers so that they keep the most of the squared norm of all updates together: every layer
  * gets 1, and the rest goes to the largest singular values, wherever they are.
  */
-public final class RankBudget {
+final class RankBudget {
     private record Value(String layer, double energy) {}
 
     private RankBudget() {}
-
-    /**
-     * The rank of each layer by any rule.
-     *
-     * @throws IllegalArgumentException if the rule does not fit a layer
-     */
-    public static Map<String, Integer> ranks(RankRule rule, Map<String, Combined> layers) {
-        Map<String, Integer> ranks = new LinkedHashMap<>();
-        if (rule instanceof RankRule.Total budget && layers.values().stream().noneMatch(Combined::isFixed)) {
-            Map<String, double[]> energies = new LinkedHashMap<>();
-            Map<String, Integer> steps = new LinkedHashMap<>();
-            layers.forEach((path, layer) -> {
-                energies.put(path, layer.energies());
-                steps.put(path, layer.input().groups());
-            });
-            return share(budget, energies, steps);
-        }
-        layers.forEach((path, layer) -> ranks.put(path, layer.rank(rule)));
-        return ranks;
-    }
 
     /**
      * The rank of each layer.
@@ -42,7 +22,7 @@ public final class RankBudget {
      * @param step for layers whose rank must be a multiple of something, that; 1 for those that are missing
      * @throws IllegalArgumentException if there are less ranks than layers
      */
-    public static Map<String, Integer> share(
+    static Map<String, Integer> share(
             RankRule.Total budget, Map<String, double[]> energies, Map<String, Integer> step) {
         Map<String, Integer> ranks = new LinkedHashMap<>();
         List<Value> values = new ArrayList<>();

@@ -8,19 +8,18 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
-import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.lora4j.combine.CombineChecks;
 import org.lora4j.combine.CombineOptions;
-import org.lora4j.combine.Combined;
 import org.lora4j.combine.CombinedConfig;
+import org.lora4j.combine.CombinedLayers;
 import org.lora4j.combine.LayerInput;
 import org.lora4j.combine.LayerReport;
 import org.lora4j.combine.LayerResult;
-import org.lora4j.combine.RankBudget;
+import org.lora4j.combine.TargetNames;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
 import org.lora4j.layer.Adapter;
@@ -78,32 +77,33 @@ final class WeightedSum {
 
     /** Makes the new adapter, which is in no layer yet. */
     AdapterFactory.Made make(String name) {
-        Map<String, Combined> combined = new LinkedHashMap<>();
+        Map<String, String> modules = new LinkedHashMap<>();
+        layers.forEach((path, layer) -> modules.put(path, layer.configPath()));
+        CombinedLayers work = new CombinedLayers(modules, path -> input(path, layer(path)), options);
+        work.check();
+        Map<String, LayerResult> results = new LinkedHashMap<>();
         try (NoGradGuard noGrad = new NoGradGuard()) {
-            layers.forEach((path, layer) -> {
-                LayerInput input = input(path, layer);
-                try (PointerScope scope = new PointerScope()) {
-                    combined.put(path, Combined.of(input, options));
-                }
-            });
-            Map<String, Integer> ranks = RankBudget.ranks(options.rank(), combined);
-            Map<String, Integer> byModule = new LinkedHashMap<>();
-            ranks.forEach((path, rank) -> byModule.merge(configPath(path), rank, Math::max));
-            LoraConfig config = CombinedConfig.of(configs(), byModule, targets(), options);
+            boolean withBias = CombinedConfig.hasBias(configs(), options);
+            boolean withMagnitude = CombinedConfig.hasMagnitude(configs(), options);
+            Map<String, Integer> ranks = work.<RuntimeException>forEach(
+                    path -> layer(path).factorType(),
+                    withBias,
+                    withMagnitude,
+                    (path, result) -> results.put(path, result.kept()));
+            LoraConfig config = CombinedConfig.of(configs(), ranks, targets(), options);
             Map<String, SavedParameter> saved = saved();
-            combined.forEach((path, each) -> {
-                try (PointerScope scope = new PointerScope()) {
-                    int rank = Objects.requireNonNull(byModule.get(configPath(path)));
-                    add(path, each.at(rank, type(path), config.loraBias(), config.useDora()), config);
-                }
-            });
+            layers.keySet().forEach(path -> add(path, Objects.requireNonNull(results.get(path)), config));
             return new AdapterFactory.Made(new Adapter(name, config, weights, saved), layers, Map.of());
         } catch (RuntimeException failure) {
             weights.values().forEach(LoraWeights::close);
             throw failure;
         } finally {
-            combined.values().forEach(Combined::close);
+            results.values().forEach(LayerResult::close);
         }
+    }
+
+    private LoraLayer layer(String path) {
+        return Objects.requireNonNull(layers.get(path), path);
     }
 
     /** What became of each layer, after {@link #make}. */
@@ -156,10 +156,6 @@ final class WeightedSum {
         return now;
     }
 
-    private ScalarType type(String path) {
-        return Objects.requireNonNull(layers.get(path)).factorType();
-    }
-
     /** Copied parameters add up as changes of the base's: {@code P + sum_i w_i (P_i - P)}. */
     private Map<String, SavedParameter> saved() {
         Map<String, Tensor> changes = new LinkedHashMap<>();
@@ -183,16 +179,10 @@ final class WeightedSum {
         return saved;
     }
 
-    /** The last parts of the layers' names if they mean exactly these layers, else the whole paths. */
     private ModuleSelector targets() {
-        Set<String> last = new LinkedHashSet<>();
         Set<String> modules = new LinkedHashSet<>();
         layers.values().forEach(layer -> modules.add(layer.configPath()));
-        modules.forEach(path -> last.add(path.substring(path.lastIndexOf('.') + 1)));
-        boolean exact = injector.paths().stream()
-                .filter(path -> last.contains(path.substring(path.lastIndexOf('.') + 1)))
-                .allMatch(modules::contains);
-        return ModuleSelector.names(exact ? last : modules);
+        return TargetNames.of(modules, injector.paths());
     }
 
     private String configPath(String path) {

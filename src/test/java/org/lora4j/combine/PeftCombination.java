@@ -11,10 +11,12 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.function.Supplier;
+import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.config.ModuleSelector;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.ops.MappedTensors;
 import org.lora4j.ops.TensorFiles;
@@ -82,6 +84,7 @@ public final class PeftCombination implements AutoCloseable {
         Set<String> modules = new TreeSet<>();
         sources.forEach(source -> modules.addAll(source.layers().keySet()));
         Map<String, Combined> combined = new LinkedHashMap<>();
+        Map<String, Integer> ranks = new LinkedHashMap<>();
         for (String module : modules) {
             List<LayerInput.Member> members = new ArrayList<>();
             for (int i = 0; i < sources.size(); i++) {
@@ -90,21 +93,18 @@ public final class PeftCombination implements AutoCloseable {
                 }
             }
             Supplier<Tensor> weight = () -> base.tensor(module + ".weight");
-            combined.put(module, Combined.of(new LayerInput(module, members, weight), options, masks(module)));
+            Combined each = Combined.of(new LayerInput(module, members, weight), options, masks(module));
+            combined.put(module, each);
+            ranks.put(module, each.rank(options.rank()));
         }
-        Map<String, Integer> ranks = RankBudget.ranks(options.rank(), combined);
         LoraConfig config = CombinedConfig.of(
-                sources.stream().map(AdapterSource::config).toList(),
-                ranks,
-                org.lora4j.config.ModuleSelector.names(modules),
-                options);
+                sources.stream().map(AdapterSource::config).toList(), ranks, ModuleSelector.names(modules), options);
         Map<String, Tensor> results = new LinkedHashMap<>();
         combined.forEach((module, each) -> {
-            int rank = ranks.get(module);
-            LayerResult made = each.at(rank, ScalarType.Float, config.loraBias(), config.useDora());
+            LayerResult made = each.at(ranks.get(module), ScalarType.Float, config.loraBias(), config.useDora());
             Tensor b = made.b().flatten(1, -1).to(ScalarType.Double);
             Tensor a = made.a().flatten(1, -1).to(ScalarType.Double);
-            results.put("delta." + module, b.matmul(a).mul(new org.bytedeco.pytorch.Scalar(config.scale(module))));
+            results.put("delta." + module, b.matmul(a).mul(new Scalar(config.scale(module))));
             if (made.bias() != null) {
                 results.put("bias." + module, made.bias());
             }
