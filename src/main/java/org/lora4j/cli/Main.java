@@ -13,7 +13,13 @@ import picocli.CommandLine.Command;
         mixinStandardHelpOptions = true,
         versionProvider = Main.Version.class,
         synopsisSubcommandLabel = "VERB",
-        subcommands = {DemoCommand.class, EnvCommand.class})
+        subcommands = {
+            DemoCommand.class,
+            EnvCommand.class,
+            CombineCommand.class,
+            ExtractCommand.class,
+            ResizeCommand.class
+        })
 public final class Main {
     private Main() {}
 

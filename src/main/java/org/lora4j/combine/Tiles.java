@@ -77,8 +77,7 @@ interface Tiles {
     }
 
     static double squares(Tensor tensor) {
-        // Row by row in float32, which is exact enough, and the rows in float64.
-        return tensor.square().sum(1).to(ScalarType.Double).sum().item_double();
+        return tensor.to(ScalarType.Double).square().sum().item_double();
     }
 
     /** The product with a matrix (columns, l): shape (rows, l). */
