@@ -127,7 +127,8 @@ public final class Combined implements AutoCloseable {
             } else if (rule instanceof RankRule.Energy energy) {
                 own = group.rankFor(energy.part());
             } else if (rule instanceof RankRule.Numerical) {
-                own = group.numericalRank();
+                own = group.numericalRank(
+                        Arrays.stream(interference.norms()).max().orElse(0));
             } else if (rule instanceof RankRule.Sum) {
                 own = sum / grouped;
             } else if (rule instanceof RankRule.Largest) {
@@ -135,7 +136,9 @@ public final class Combined implements AutoCloseable {
             } else {
                 throw new IllegalArgumentException(rule + " is shared by all layers");
             }
-            rank = Math.max(rank, Math.max(1, Math.min(own, group.count())));
+            long side = Math.min(group.left().size(0), group.right().size(1));
+            long most = rule instanceof RankRule.Fixed ? side : group.count();
+            rank = Math.max(rank, (int) Math.max(1, Math.min(own, most)));
         }
         return rank * grouped;
     }

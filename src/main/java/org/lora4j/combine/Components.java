@@ -54,10 +54,15 @@ record Components(Tensor left, double[] values, Tensor right, double total) impl
         return values.length;
     }
 
-    /** The number of values that float32 factors can tell from zero, at least 1. */
-    int numericalRank() {
+    /**
+     * The number of values that float32 factors can tell from zero, at least 1.
+     *
+     * @param size the norm of what the matrix was made of, which may have cancelled
+     */
+    int numericalRank(double size) {
+        double smallest = Math.max(size, values[0]) * PRECISION * values.length;
         int rank = 1;
-        while (rank < values.length && values[rank] > values[0] * PRECISION * values.length) {
+        while (rank < values.length && values[rank] > smallest) {
             rank++;
         }
         return rank;

@@ -29,7 +29,7 @@ public final class FolderResize {
     /**
      * Changes the ranks of an adapter.
      *
-     * @param rule for the new ranks, which are never above the numerical ones
+     * @param rule for the new ranks; a number above a layer's own rank fills up with zeros
      * @param out the folder of the new adapter, which must hold none
      * @throws IllegalArgumentException if something does not fit; nothing is written then
      * @throws IOException if a file cannot be read or written

@@ -120,7 +120,7 @@ final class GroupSum {
 
     /**
      * All updates in the bases of the left singular vectors of the B side by side and of the right ones of the A stacked,
-     * combined there and taken back.
+     * combined there and taken back. The scales count to the A.
      */
     private Components inCoreSpace() {
         double[] ones = new double[updates.size()];
