@@ -196,7 +196,11 @@ public final class Combined implements AutoCloseable {
                 b = b.clamp(
                         new org.bytedeco.pytorch.ScalarOptional(low), new org.bytedeco.pytorch.ScalarOptional(high));
             }
-            double norm = norm(a, b);
+            double norm = clamp == null && fixed.isEmpty()
+                    ? Math.sqrt(groups.stream()
+                            .mapToDouble(group -> group.energy(own))
+                            .sum())
+                    : norm(a, b);
             if (gain != null) {
                 b = b.div(gain.to(Tensors.type(b)).unsqueeze(1));
             }

@@ -3,6 +3,7 @@ package org.lora4j.combine;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.stream.IntStream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorVector;
@@ -95,6 +96,14 @@ final class GroupSum {
         return new Elected(pruned, factors, options);
     }
 
+    /** The combination of matrices in memory by the type's rule. */
+    static Tensor dense(List<Tensor> matrices, double[] weights, CombineOptions options) {
+        int[] adapters = IntStream.range(0, matrices.size()).toArray();
+        GroupSum sum = new GroupSum(List.of(), weights, adapters, options, Uniform.seeded(options.seed(), ""), 0);
+        return sum.merged(matrices.stream().map(Tiles::of).toList(), weights, "delta")
+                .whole();
+    }
+
     private Components dense() {
         Tiles sum = merged(updates.stream().map(Tiles::of).toList(), weights, "delta")
                 .kept();
@@ -137,7 +146,7 @@ final class GroupSum {
                 .toList();
         Components core = Components.of(merged(cores, weights, "core").whole());
         return new Components.Svd(core.left(), core.values(), core.right())
-                .components(left.matmul(core.left()), core.right().matmul(right.t()), core.total());
+                .components(left.matmul(core.left()), right.matmul(core.right().t()), core.total());
     }
 
     private static Tensor basis(Tensor matrix) {

@@ -4,6 +4,8 @@ import java.util.List;
 import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.TensorVector;
+import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.lora4j.ops.LowRank;
 
@@ -28,13 +30,7 @@ record Interference(double[] norms, double[][] cosines, double signConflict) {
         double[][] products = new double[n][n];
         double signConflict = 0;
         for (List<LowRank> updates : groups) {
-            for (int i = 0; i < n; i++) {
-                for (int j = 0; j < n; j++) {
-                    products[i][j] += j < i
-                            ? products[j][i] - products[i][j]
-                            : weights[i] * weights[j] * product(updates.get(i), updates.get(j));
-                }
-            }
+            add(products, updates, weights);
             signConflict += signConflict(updates, weights) / groups.size();
         }
         double[] norms = new double[n];
@@ -51,15 +47,29 @@ record Interference(double[] norms, double[][] cosines, double signConflict) {
         return new Interference(norms, cosines, signConflict);
     }
 
-    /** The squared norm of the sum of the weighted updates. */
-    double sumSquared() {
-        double sum = 0;
-        for (int i = 0; i < norms.length; i++) {
-            for (int j = 0; j < norms.length; j++) {
-                sum += norms[i] * norms[j] * (i == j ? 1 : cosines[i][j]);
-            }
+    /** Adds the products of all pairs, from one Gram matrix of all factors side by side. */
+    private static void add(double[][] products, List<LowRank> updates, double[] weights) {
+        TensorVector as = new TensorVector();
+        TensorVector bs = new TensorVector();
+        for (LowRank update : updates) {
+            as.push_back(wide(update.a()));
+            bs.push_back(wide(update.b()));
         }
-        return Math.max(0, sum);
+        Tensor a = torch.cat(as, 0);
+        Tensor b = torch.cat(bs, 1);
+        Tensor both = b.t().matmul(b).mul(a.matmul(a.t()));
+        long row = 0;
+        for (int i = 0; i < weights.length; i++) {
+            long column = 0;
+            for (int j = 0; j < weights.length; j++) {
+                Tensor block = both.narrow(0, row, updates.get(i).rank())
+                        .narrow(1, column, updates.get(j).rank());
+                double scale = updates.get(i).scale() * updates.get(j).scale();
+                products[i][j] += weights[i] * weights[j] * scale * block.sum().item_double();
+                column += updates.get(j).rank();
+            }
+            row += updates.get(i).rank();
+        }
     }
 
     /** The sum of the products of the elements of two updates. */

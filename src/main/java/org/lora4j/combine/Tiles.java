@@ -116,6 +116,20 @@ interface Tiles {
             public Tensor tile(long from, long count) {
                 return matrix.narrow(0, from, count).to(type(matrix));
             }
+
+            private boolean isWide() {
+                return Tensors.type(matrix) == type(matrix);
+            }
+
+            @Override
+            public Tensor times(Tensor right) {
+                return isWide() ? matrix.matmul(right) : Tiles.super.times(right);
+            }
+
+            @Override
+            public Tensor transposedTimes(Tensor right) {
+                return isWide() ? matrix.t().matmul(right) : Tiles.super.transposedTimes(right);
+            }
         };
     }
 
