@@ -1,7 +1,7 @@
 """Writes the golden files under src/test/resources/golden with the libraries pinned in requirements.txt.
 
     python generate.py                      everything
-    python generate.py --only models        one part: models, toys, adapters, matching, format, configs, status
+    python generate.py --only models        one part: models, toys, adapters, combine, matching, format, configs, status
     python generate.py --only llama_basic   one or more cases by name
     python generate.py --check              writes to a temporary folder and compares it byte for byte with the tree
 """
@@ -25,6 +25,7 @@ ELSEWHERE = ("written_by_lora4j", "initmath", "quantization", "gguf")
 
 def parts() -> dict:
     import adapters
+    import combine
     import configs
     import defects
     import files
@@ -38,6 +39,7 @@ def parts() -> dict:
         "toys": (list(toybases.NAMES), toybases.generate),
         "adapters": (list(adapters.CASES), adapters.generate),
         "defects": (list(defects.CASES), defects.generate),
+        "combine": (combine.NAMES, combine.generate),
         "matching": (["matching"], matching.generate),
         "format": (list(files.CASES), files.generate),
         "configs": (["configs"], configs.generate),

@@ -33,7 +33,7 @@ class ArchitectureTest {
             "ops", List.of("format", "ops.binding"),
             "ops.binding", List.of(),
             "layer", List.of("config", "ops", "format"),
-            "combine", List.of("layer", "config", "ops"),
+            "combine", List.of("layer", "config", "ops", "format"),
             "merge", List.of("config", "format", "ops"),
             "model", List.of("config", "layer", "ops", "format", "combine"),
             "model.causal", List.of("format", "ops", "model"),

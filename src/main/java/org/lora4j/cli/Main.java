@@ -36,6 +36,9 @@ import picocli.CommandLine.Command;
             VerifyCommand.class,
             UnmergeCommand.class,
             ConvertCommand.class,
+            CombineCommand.class,
+            ExtractCommand.class,
+            ResizeCommand.class,
             AutoComplete.GenerateCompletion.class
         })
 public final class Main {

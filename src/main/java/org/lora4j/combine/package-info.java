@@ -1,4 +1,4 @@
-/** Combinations of adapters, as pure functions. */
+/** Combinations of adapters, changes of their rank, and adapters from dense changes, as pure functions. */
 @NullMarked
 package org.lora4j.combine;
 

@@ -28,5 +28,16 @@ public enum PeftCompat {
     /** While some active adapters are merged, the others that are active do not apply. */
     PARTIAL_MERGE_DROPS_OTHERS,
     /** A base weight changed by pissa, olora, corda, loftq or lora_ga stays changed while its adapter is off. */
-    RESIDUAL_STAYS
+    RESIDUAL_STAYS,
+    /**
+     * The combinations linear, ties, dare_linear, dare_ties and magnitude_prune work on A and B by themselves, with the
+     * roots of the weights: their product has cross terms of different adapters. One adapter is scaled, whatever the type.
+     */
+    COMBINES_FACTORS,
+    /** The sign election of ties and dare_ties does not see the weights, so an adapter that is subtracted votes as if added. */
+    ELECTION_IGNORES_WEIGHTS,
+    /** A combination keeps use_rslora of its first adapter, so that it counts too much by the root of its rank. */
+    COMBINATION_KEEPS_RSLORA,
+    /** A combination has no biases on B, and DoRA's magnitudes are those of a new adapter. */
+    COMBINATION_DROPS_PARTS
 }

@@ -356,7 +356,7 @@ public final class LayerAdapters {
     }
 
     /** The weight without any merged adapter; of a quantized layer what it stands for. */
-    Tensor unmergedWeight(LoraLayer layer) {
+    public Tensor unmergedWeight(LoraLayer layer) {
         QuantizedBase base = quantized(layer);
         if (base != null) {
             return base.unmerged();

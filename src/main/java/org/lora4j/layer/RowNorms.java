@@ -11,9 +11,10 @@ import org.lora4j.ops.Tensors;
 /**
  * The norms n of the rows of an adapted weight, as DoRA (arXiv:2402.09353) needs them in every pass.
  *
- * <p>They come from {@link AdaptedRows}. They are constants to autograd, as in the paper's section 4.3, and computed anew only when a tensor changed.
+ * <p>They come from {@link AdaptedRows}. They are constants to autograd, as in the paper's section 4.3, and computed anew
+ * only when a tensor changed.
  */
-final class RowNorms implements AutoCloseable {
+public final class RowNorms implements AutoCloseable {
     /** What the norms were computed from; versions count the changes of a tensor. */
     private record State(long address, long weight, long a, long b, double scale) {}
 
@@ -61,7 +62,7 @@ final class RowNorms implements AutoCloseable {
     }
 
     /** The norms of the rows of W + s B A, computed once: with A and B still new, DoRA's first magnitude. */
-    static Tensor once(Tensor weight, Tensor a, Tensor b, double scale) {
+    public static Tensor once(Tensor weight, Tensor a, Tensor b, double scale) {
         try (NoGradGuard noGrad = new NoGradGuard()) {
             AdaptedRows rows = rows(weight);
             LowRank update = new LowRank(LoraWeights.matrix(a), LoraWeights.matrix(b), scale);

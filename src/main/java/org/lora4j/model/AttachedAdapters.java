@@ -45,6 +45,11 @@ final class AttachedAdapters implements AutoCloseable {
     }
 
     void checkNew(String name, LoraConfig config) {
+        checkName(name);
+        checkBeside(name, config);
+    }
+
+    void checkName(String name) {
         if (name.isEmpty() || name.indexOf('.') >= 0 || name.equals(RowAdapters.BASE)) {
             throw new IllegalArgumentException("an adapter cannot be called \"" + name
                     + "\": use a name that is not empty, not \"" + RowAdapters.BASE + "\" and has no dot");
@@ -53,7 +58,6 @@ final class AttachedAdapters implements AutoCloseable {
             throw new IllegalArgumentException(
                     "there is an adapter \"" + name + "\" already: delete it first or use another name");
         }
-        checkBeside(name, config);
     }
 
     /** @throws IllegalArgumentException if an adapter cannot be on a model with those present but one of its own name */

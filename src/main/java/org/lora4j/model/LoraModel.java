@@ -12,6 +12,9 @@ import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
+import org.lora4j.combine.CombinationType;
+import org.lora4j.combine.CombineOptions;
+import org.lora4j.combine.LayerReport;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
@@ -161,23 +164,38 @@ public final class LoraModel<M extends Module> {
     }
 
     /**
-     * Adds the weighted sum of adapters as a new adapter, exactly: PEFT's {@code add_weighted_adapter} with
-     * {@code combination_type="cat"}. Its rank is the sum of theirs, its scale 1. It is not made active.
-     *
-     * @param names at least one adapter, without saved modules or biases
-     * @param factors a finite weight for each; may be negative
-     * @throws IllegalArgumentException if the names, weights or adapters do not fit
+     * Adds the weighted sum of adapters as a new adapter, exactly, with layers that only some of them have: {@link
+     * #addWeightedAdapter(List, List, String, CombineOptions)} of type {@code cat}.
      */
     public void addWeightedAdapter(List<String> names, List<Double> factors, String name) {
-        names.forEach(this::adapter);
+        CombineOptions side = CombineOptions.builder(CombinationType.CAT)
+                .differentTargets(true)
+                .build();
+        addWeightedAdapter(names, factors, name, side);
+    }
+
+    /**
+     * Combines adapters to a new one: PEFT's {@code add_weighted_adapter}. Its scale is 1, it has no dropout, is trainable
+     * and not active. Modules saved whole add up as changes of the base's.
+     *
+     * @param names at least one adapter, each once
+     * @param factors a finite weight for each; may be negative
+     * @return what became of each layer
+     * @throws IllegalArgumentException if names, weights, options or adapters do not fit; nothing is added
+     */
+    public List<LayerReport> addWeightedAdapter(
+            List<String> names, List<Double> factors, String name, CombineOptions options) {
+        adapters.checkName(name);
+        List<Adapter> sources = names.stream().map(this::adapter).toList();
+        WeightedSum sum = new WeightedSum(sources, factors, options, injector);
         try (PointerScope scope = new PointerScope()) {
-            WeightedSum sum = new WeightedSum(names.stream().map(this::adapter).toList(), factors, injector);
-            adapters.checkNew(name, sum.config());
-            adapters.attach(
-                    new AdapterFactory.Made(
-                            new Adapter(name, sum.config(), sum.weights(), Map.of()), sum.layers(), Map.of()),
-                    true);
+            adapters.withoutSaved(() -> {
+                AdapterFactory.Made made = sum.make(name);
+                adapters.checkNew(name, made.adapter().config());
+                adapters.attach(made, true);
+            });
         }
+        return sum.reports();
     }
 
     /**
