@@ -36,7 +36,8 @@ class ArchitectureTest {
             "combine", List.of("layer", "config", "ops"),
             "model", List.of("config", "layer", "ops", "format", "combine"),
             "model.causal", List.of("format", "ops", "model"),
-            "train", List.of("model", "model.causal", "layer", "config", "ops")));
+            "train", List.of("model", "model.causal", "layer", "config", "ops"),
+            "serve", List.of("model", "model.causal", "layer", "config", "format", "ops")));
 
     @Test
     void packagesUseOnlyWhatTheFlowAllows() {

@@ -36,4 +36,12 @@ public interface LoraOps {
      * @throws IllegalArgumentException naming the argument, if a shape, type, device or index does not fit
      */
     void lowRankUpdate(Tensor y, Tensor x, int[] rows, List<LowRank> adapters);
+
+    /**
+     * As {@link #lowRankUpdate(Tensor, Tensor, int[], List)}, with updates that are described already: for steps that use
+     * the same adapters again and again.
+     */
+    default void lowRankUpdate(Tensor y, Tensor x, int[] rows, LowRankTable adapters) {
+        lowRankUpdate(y, x, rows, adapters.updates());
+    }
 }

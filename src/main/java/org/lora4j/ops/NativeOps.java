@@ -71,6 +71,23 @@ final class NativeOps implements LoraOps {
         Reference.reachabilityFence(adapters);
     }
 
+    @Override
+    public void lowRankUpdate(Tensor y, Tensor x, int[] rows, LowRankTable adapters) {
+        if (elsewhere != null && !hasKernels(y)) {
+            elsewhere.lowRankUpdate(y, x, rows, adapters);
+            return;
+        }
+        Checks.lowRankUpdate(y, x, rows, adapters);
+        if (adapters.size() == 0 || y.numel() == 0) {
+            return;
+        }
+        long[] place = place(y);
+        call(Lora4j.l4_low_rank_update(matrix(y), matrix(x), rows, adapters.fields(), adapters.size(), place));
+        written(y);
+        Reference.reachabilityFence(x);
+        Reference.reachabilityFence(adapters);
+    }
+
     private static boolean hasKernels(Tensor tensor) {
         return tensor.is_cpu() || tensor.is_cuda() && Lora4j.l4_has_device(Lora4j.CUDA) != 0;
     }
@@ -95,7 +112,13 @@ final class NativeOps implements LoraOps {
         return fields;
     }
 
-    private static long[] lowRanks(List<LowRank> list) {
+    /** Replaces the scale of one of the updates that {@link #lowRanks} described. */
+    static void putScale(long[] fields, int update, double scale) {
+        fields[update * Lora4j.LOW_RANK_FIELDS + 2 * Lora4j.MATRIX_FIELDS] = Double.doubleToRawLongBits(scale);
+    }
+
+    /** The updates as the library takes them. */
+    static long[] lowRanks(List<LowRank> list) {
         long[] fields = new long[list.size() * Lora4j.LOW_RANK_FIELDS];
         int at = 0;
         for (LowRank update : list) {
