@@ -255,7 +255,15 @@ void block(const Block& block) {
   }
 }
 
-const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot};
+}  // namespace
+}  // namespace lora4j
+
+#include "cpu/attention_kernel.h"
+
+namespace lora4j {
+namespace {
+
+const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot, attend};
 
 }  // namespace
 

@@ -45,6 +45,24 @@ struct DotBlock {
   float* v;
 };
 
+// The query heads of one token that share a key head, over `count` keys of its sequence from `first` on.
+struct AttentionUnit {
+  Matrix out;
+  Matrix query;
+  Matrix keys;
+  Matrix values;
+  const int32_t* pages;  // of the token's sequence
+  int64_t token;
+  int64_t kv_head;
+  int64_t group;  // query heads for each key head
+  int64_t head_dim;
+  int64_t first;
+  int64_t count;
+  int64_t page_tokens;
+  float scale;
+  float* scratch;  // 3 * count floats, aligned to 8 bytes
+};
+
 struct Kernels {
   const char* name;
   int64_t tile_cols;
@@ -52,6 +70,7 @@ struct Kernels {
   void (*pack_right)(const Matrix& a, int64_t col, int64_t count, float* out);
   void (*block)(const Block& block);
   void (*dot)(const DotBlock& block);
+  void (*attend)(const AttentionUnit& unit);
 };
 
 const Kernels* plain_kernels();

@@ -88,6 +88,40 @@ final class NativeOps implements LoraOps {
         Reference.reachabilityFence(adapters);
     }
 
+    @Override
+    public void attention(Tensor out, Tensor query, Tensor keys, Tensor values, Paging paging) {
+        if (!query.is_cpu()) {
+            TorchAttention.attend(out, query, keys, values, paging);
+            return;
+        }
+        place(query);
+        double width = (double) query.size(1) / paging.heads();
+        long[] fields = {
+            paging.heads(),
+            paging.kvHeads(),
+            paging.pageTokens(),
+            paging.pages().length / paging.tableWidth(),
+            paging.tableWidth(),
+            paging.window(),
+            Double.doubleToRawLongBits(1 / Math.sqrt(width))
+        };
+        call(Lora4j.l4_paged_attention(
+                matrix(out),
+                matrix(query),
+                matrix(keys),
+                matrix(values),
+                paging.sequences(),
+                paging.positions(),
+                paging.pages(),
+                fields));
+        written(out);
+    }
+
+    @Override
+    public boolean isAttentionRowStable(Tensor like) {
+        return like.is_cpu();
+    }
+
     private static boolean hasKernels(Tensor tensor) {
         return tensor.is_cpu() || tensor.is_cuda() && Lora4j.l4_has_device(Lora4j.CUDA) != 0;
     }
