@@ -13,6 +13,7 @@ public final class ActiveAdapters {
     private final Set<PeftCompat> compat;
     private volatile List<String> names = List.of();
     private volatile boolean enabled = true;
+    private volatile @Nullable MergeChoice mergeChoice;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
     private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
     private final ThreadLocal<@Nullable PooledRows> pooled = new ThreadLocal<>();
@@ -47,6 +48,15 @@ public final class ActiveAdapters {
 
     public void enabled(boolean enable) {
         enabled = enable;
+    }
+
+    /** What adapters are merged into where layers are quantized; null while nobody has chosen. */
+    public @Nullable MergeChoice mergeChoice() {
+        return mergeChoice;
+    }
+
+    public void mergeChoice(MergeChoice choice) {
+        mergeChoice = choice;
     }
 
     /** The adapters of the batch this thread is working on, or null if all rows use the active ones. */

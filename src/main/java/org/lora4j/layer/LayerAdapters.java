@@ -33,6 +33,8 @@ public final class LayerAdapters {
     private @Nullable Tensor unmerged;
     /** Likewise the bias, if a merged adapter changes it. */
     private @Nullable Tensor unmergedBias;
+    /** The base's weight if it is quantized, once it was asked for. */
+    private @Nullable QuantizedBase quantized;
 
     /** Sees the inputs of the layer while an initialisation collects statistics; null otherwise. */
     private volatile @Nullable Consumer<Tensor> probe;
@@ -68,6 +70,16 @@ public final class LayerAdapters {
     /** Whether an adapter has factors or rows here. */
     public boolean has(String adapter) {
         return weights.containsKey(adapter) || tokens.containsKey(adapter);
+    }
+
+    /** Whether all that is merged here are the weights of another layer, transposed; false if nothing is. */
+    public boolean mergedFollowing() {
+        return !merged.isEmpty()
+                && merged.stream()
+                                .flatMap(name -> named(name).stream())
+                                .filter(LoraWeights::isFollowing)
+                                .count()
+                        == merged.size();
     }
 
     /** @throws IllegalArgumentException if this layer has no such adapter */
@@ -352,9 +364,26 @@ public final class LayerAdapters {
         return weights.dropout() > 0 && layer.original().is_training();
     }
 
-    /** The weight without any merged adapter. */
+    /** The weight without any merged adapter; of a quantized layer what it stands for. */
     Tensor unmergedWeight(LoraLayer layer) {
+        QuantizedBase base = quantized(layer);
+        if (base != null) {
+            return base.unmerged();
+        }
         return unmerged == null ? layer.weight() : unmerged;
+    }
+
+    /** The quantized weight under the layer, or null. */
+    private @Nullable QuantizedBase quantized(LoraLayer layer) {
+        if (quantized == null) {
+            quantized = QuantizedBase.of(layer);
+        }
+        return quantized;
+    }
+
+    /** How large the errors of the last merge into a quantized weight are, or null if there was none. */
+    public @Nullable MergeReport mergeReport() {
+        return quantized == null ? null : quantized.report();
     }
 
     /** See {@link LoraLayer#merge}. */
@@ -383,7 +412,11 @@ public final class LayerAdapters {
                 throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
                         + "': an adapter has a bias on B and the base layer has none to add it to; keep it unmerged");
             }
-            Tensor original = unmerged == null ? Tensors.keep(layer.weight().detach()) : unmerged;
+            QuantizedBase base = quantized(layer);
+            Tensor original = base != null ? base.start() : unmerged;
+            if (original == null) {
+                original = Tensors.keep(layer.weight().detach());
+            }
             Tensor originalBias = unmergedBias;
             Tensor replaced = original;
             for (String name : wanted) {
@@ -402,11 +435,15 @@ public final class LayerAdapters {
                 throw new ArithmeticException("merging " + wanted + " into layer '" + path
                         + "' gives NaN or infinite weights: the adapter seems broken; check its values and scale");
             }
-            layer.weight().set_data(result);
+            if (base == null) {
+                layer.weight().set_data(result);
+                unmerged = original;
+            } else {
+                base.put(result, adapters);
+            }
             if (bias != null && resultBias != null) {
                 bias.set_data(resultBias);
             }
-            unmerged = original;
             unmergedBias = originalBias;
             merged.clear();
             merged.addAll(wanted);
@@ -421,15 +458,25 @@ public final class LayerAdapters {
     void unmerge(LoraLayer layer) {
         if (unmerged != null) {
             layer.weight().set_data(unmerged);
-            if (unmergedBias != null) {
-                Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
-            }
-            keepMerged();
         }
+        if (quantized != null) {
+            quantized.undo();
+        }
+        if (unmergedBias != null) {
+            Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
+        }
+        forgetUnmerged();
     }
 
     /** See {@link LoraLayer#keepMerged}. */
     void keepMerged() {
+        if (quantized != null) {
+            quantized.keep();
+        }
+        forgetUnmerged();
+    }
+
+    private void forgetUnmerged() {
         if (unmerged != null) {
             unmerged.close();
             unmerged = null;

@@ -16,6 +16,9 @@ import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.MergeBase;
+import org.lora4j.layer.MergeChoice;
+import org.lora4j.layer.MergeReport;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
 
@@ -142,7 +145,7 @@ public final class LoraModel<M extends Module> {
         Adapter old = adapter(name);
         checkNotMerged(name);
         LoraConfig config = AdapterFiles.readConfig(folder);
-        adapters.checkBiases(name, config);
+        adapters.checkBeside(name, config);
         try (PointerScope scope = new PointerScope()) {
             adapters.withoutSaved(() -> {
                 AdapterFactory.Made made = factory.loaded(name, config, folder);
@@ -244,7 +247,7 @@ public final class LoraModel<M extends Module> {
      *
      * @param names for each row of the batches to come an adapter, or {@link #BASE} for none
      * @throws IllegalArgumentException if there is none of a name, or one keeps copies of parameters, which all rows share
-     * @throws IllegalStateException if adapters are merged, since all rows would get those
+     * @throws IllegalStateException if adapters are merged or in parameters, since all rows would get those
      */
     public Scope rows(String... names) {
         for (String name : names) {
@@ -253,6 +256,7 @@ public final class LoraModel<M extends Module> {
                         + adapter(name).saved().keySet() + ", which cannot differ by row: activate it alone");
             }
         }
+        adapters.checkMixable();
         if (!mergedAdapters().isEmpty()) {
             throw new IllegalStateException(mergedAdapters()
                     + " are merged into the weights, which all rows share: call unmergeAdapter() first");
@@ -306,6 +310,26 @@ public final class LoraModel<M extends Module> {
     /** As {@link #mergeAdapter(String...)}, but refuses weights that are not finite. */
     public void mergeAdapter(boolean safe, Progress progress, String... names) {
         merge(names.length == 0 ? active.names() : List.of(names), safe, progress);
+    }
+
+    /**
+     * Chooses what adapters are merged into where layers are quantized; there is no default, since each choice loses
+     * something: see {@link MergeBase}. Holds for merges to come; adapters that are merged stay as they are.
+     *
+     * @throws IllegalArgumentException for ORIGINAL, which needs the weights: use {@link #mergeInto(MergeChoice)}
+     */
+    public void mergeInto(MergeBase base) {
+        mergeInto(MergeChoice.of(base));
+    }
+
+    /** As {@link #mergeInto(MergeBase)}, with the weights that were quantized. */
+    public void mergeInto(MergeChoice choice) {
+        active.mergeChoice(choice);
+    }
+
+    /** For each quantized layer that adapters were merged into, how large the errors are beside what they add; by path. */
+    public Map<String, MergeReport> mergeReports() {
+        return merging.reports();
     }
 
     /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */
@@ -363,6 +387,15 @@ public final class LoraModel<M extends Module> {
             }
         }
         return parameters;
+    }
+
+    /**
+     * Brings the parameters that {@code target_parameters} adapts in line with their adapters: to be called after each step of
+     * an optimizer, and whenever factors were changed from outside. {@code Trainer} calls it. Without such parameters it does
+     * nothing.
+     */
+    public void refresh() {
+        adapters.refresh();
     }
 
     /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */

@@ -24,6 +24,7 @@ public final class Trainer {
     private final Module module;
     private final List<Tensor> parameters;
     private final BinaryOperator<Tensor> loss;
+    private final Runnable afterStep;
     private final TrainOptions options;
 
     /**
@@ -32,16 +33,23 @@ public final class Trainer {
      * @throws IllegalStateException if no adapter is active
      */
     public Trainer(LoraModel<CausalLM> model, TrainOptions options) {
-        this(model.base(), model.trainableParameters(), model.base()::loss, options);
+        this(model.base(), model.trainableParameters(), model.base()::loss, model::refresh, options);
     }
 
-    Trainer(Module module, List<Tensor> parameters, BinaryOperator<Tensor> loss, TrainOptions options) {
+    /** @param afterStep runs whenever the parameters have changed */
+    Trainer(
+            Module module,
+            List<Tensor> parameters,
+            BinaryOperator<Tensor> loss,
+            Runnable afterStep,
+            TrainOptions options) {
         if (parameters.isEmpty()) {
             throw new IllegalStateException("the model has nothing to train: add an adapter and make it active");
         }
         this.module = module;
         this.parameters = List.copyOf(parameters);
         this.loss = loss;
+        this.afterStep = afterStep;
         this.options = options;
     }
 
@@ -136,6 +144,7 @@ public final class Trainer {
         }
         optimizer.param_groups().get(0).options().set_lr(rate);
         optimizer.step();
+        afterStep.run();
         return value;
     }
 
