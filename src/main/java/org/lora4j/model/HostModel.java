@@ -115,14 +115,15 @@ public final class HostModel<M extends Module> implements AutoCloseable {
                         + layer.type() + "; a pool takes adapters of linear layers only");
             }
         });
-        Map<String, Tensor> values =
-                AdapterFiles.read(folder, config, layers, Map.of(), Map.of(), Parameters.of(base), false);
+        FileKeys keys = new FileKeys(layers.values());
+        var contents = new AdapterFiles.Contents(layers, keys, Map.of(), Map.of(), Map.of());
+        Map<String, Tensor> values = AdapterFiles.read(folder, config, contents, Parameters.of(base), false);
         Map<String, AdapterImage.Source> sources = new LinkedHashMap<>();
         layers.forEach((path, layer) -> sources.put(
                 path,
                 new AdapterImage.Source(
-                        Objects.requireNonNull(values.get(AdapterFiles.key(layer, LoraWeights.Part.A))),
-                        Objects.requireNonNull(values.get(AdapterFiles.key(layer, LoraWeights.Part.B))),
+                        Objects.requireNonNull(values.get(keys.factor(layer, LoraWeights.Part.A))),
+                        Objects.requireNonNull(values.get(keys.factor(layer, LoraWeights.Part.B))),
                         config.scale(layer.configPath()))));
         return sources;
     }
@@ -135,6 +136,8 @@ public final class HostModel<M extends Module> implements AutoCloseable {
         more.put("modules_to_save", !config.modulesToSave().isEmpty());
         more.put("trainable_token_indices", !config.trainableTokenIndices().isEmpty());
         more.put("alora_invocation_tokens", !config.invocationTokens().isEmpty());
+        more.put("target_parameters", !config.targetParameters().isEmpty());
+        more.put("ensure_weight_tying", config.ensureWeightTying());
         more.put("layer_replication", !config.layerReplication().isEmpty());
         more.put(
                 "init_lora_weights = " + config.initLoraWeights(),

@@ -37,6 +37,9 @@ public final class AdapterPool implements AutoCloseable {
     /** How long a failure is remembered, so that broken files are not read for every request. */
     private static final long RETRY_NANOS = Duration.ofSeconds(5).toNanos();
 
+    /** How long {@link #close} waits for a read to end. */
+    private static final Duration LONGEST_READ = Duration.ofMinutes(1);
+
     private record Failure(String reason, long at) {}
 
     private final AdapterRegistry registry;
@@ -107,6 +110,7 @@ public final class AdapterPool implements AutoCloseable {
         Slot slot = slots.get(entry);
         if (slot != null && slot.isLoaded()) {
             hits++;
+            listener.asked(entry, true);
             return new Acquisition.Ready(lease(slot));
         }
         if (slot != null) {
@@ -125,6 +129,7 @@ public final class AdapterPool implements AutoCloseable {
             return refusal(entry, size);
         }
         misses++;
+        listener.asked(entry, false);
         slots.put(entry, fresh);
         loaders.execute(() -> load(fresh));
         return new Acquisition.Loading(fresh.done);
@@ -211,6 +216,9 @@ public final class AdapterPool implements AutoCloseable {
         CompletableFuture<AdapterEntry> result = new CompletableFuture<>();
         loaders.execute(() -> {
             try {
+                synchronized (this) {
+                    checkOpen();
+                }
                 AdapterImage image = loader.read(path);
                 synchronized (this) {
                     if (closed) {
@@ -329,11 +337,17 @@ public final class AdapterPool implements AutoCloseable {
         @Nullable AdapterImage image = null;
         String reason = null;
         try {
+            boolean wanted;
             synchronized (this) {
-                image = closed || slot.retired ? null : host.take(slot.entry);
+                wanted = !closed && !slot.retired;
+                image = wanted ? host.take(slot.entry) : null;
                 hostHits += image == null ? 0 : 1;
             }
-            image = image == null ? loader.read(slot.entry.path()) : image;
+            if (!wanted) {
+                reason = "it was unloaded meanwhile";
+            } else if (image == null) {
+                image = loader.read(slot.entry.path());
+            }
         } catch (IOException | RuntimeException e) {
             reason = e.getMessage() == null ? e.toString() : e.getMessage();
             LOG.warn("adapter {} in {} cannot be loaded: {}", slot.entry.name(), slot.entry.path(), reason);
@@ -450,7 +464,10 @@ public final class AdapterPool implements AutoCloseable {
         }
     }
 
-    /** Frees all adapters but those in use, which are freed with their leases. */
+    /**
+     * Frees all adapters but those in use, which are freed with their leases. Waits for what is being read, so that the model
+     * may be closed then.
+     */
     @Override
     public void close() {
         synchronized (this) {
@@ -462,5 +479,12 @@ public final class AdapterPool implements AutoCloseable {
                             .forEach(this::drop);
         }
         loaders.shutdown();
+        try {
+            if (!loaders.awaitTermination(LONGEST_READ.toSeconds(), TimeUnit.SECONDS)) {
+                LOG.warn("adapters are still being read after {}", LONGEST_READ);
+            }
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        }
     }
 }

@@ -76,6 +76,11 @@ public final class AdapterRegistry {
         return entry;
     }
 
+    /** The adapter registered under a name, without asking the resolver; null if there is none. */
+    public @Nullable AdapterEntry registered(String name) {
+        return entries.get(name);
+    }
+
     /** The adapter of a name, which the resolver may find; null if there is none. */
     public @Nullable AdapterEntry find(String name) {
         AdapterEntry known = entries.get(name);

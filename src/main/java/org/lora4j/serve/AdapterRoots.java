@@ -6,6 +6,8 @@ import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.TreeSet;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.format.AdapterConfigJson;
 
@@ -64,6 +66,21 @@ public final class AdapterRoots implements AdapterResolver {
         }
         throw new IllegalArgumentException("\"" + path + "\" is no adapter in a folder the server may read: it takes "
                 + "folders with " + AdapterConfigJson.FILE_NAME + " within its adapter roots");
+    }
+
+    /** Names that {@link #find} knows: those of the folders with adapters right in the roots, sorted. */
+    public List<String> names() {
+        TreeSet<String> names = new TreeSet<>();
+        for (Path root : roots) {
+            try (Stream<Path> folders = Files.list(root)) {
+                folders.filter(folder -> Files.isRegularFile(folder.resolve(AdapterConfigJson.FILE_NAME)))
+                        .forEach(folder -> names.add(String.valueOf(folder.getFileName())));
+            } catch (IOException e) {
+                // It was there at the start; without it there are fewer names.
+                continue;
+            }
+        }
+        return List.copyOf(names);
     }
 
     /** Whether there are any. */

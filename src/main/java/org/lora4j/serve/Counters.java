@@ -10,15 +10,10 @@ final class Counters {
     /** Names that are counted on their own: metrics must not grow with the number of adapters. */
     static final int MOST_ADAPTERS = 256;
 
-    /** Stands for the names beyond those. */
-    static final String OTHER = "(other)";
-
-    /** Stands for requests without adapter. */
-    static final String BASE = "(base)";
-
     private static final class Tally {
         volatile long requests;
         volatile long running;
+        volatile long waiting;
         volatile long generated;
     }
 
@@ -37,13 +32,19 @@ final class Counters {
     private Tally of(Sequence sequence) {
         List<AdapterUse> uses = sequence.request.adapters();
         String name = uses.isEmpty()
-                ? BASE
+                ? EngineStats.BASE
                 : String.join("+", uses.stream().map(AdapterUse::name).toList());
         Tally tally = adapters.get(name);
         if (tally == null) {
-            tally = adapters.computeIfAbsent(adapters.size() < MOST_ADAPTERS ? name : OTHER, absent -> new Tally());
+            tally = adapters.computeIfAbsent(
+                    adapters.size() < MOST_ADAPTERS ? name : EngineStats.OTHER, absent -> new Tally());
         }
         return tally;
+    }
+
+    @SuppressWarnings("NonAtomicOperationOnVolatileField") // one thread writes
+    void waits(Sequence sequence, boolean begins) {
+        of(sequence).waiting += begins ? 1 : -1;
     }
 
     @SuppressWarnings("NonAtomicOperationOnVolatileField") // one thread writes
@@ -81,8 +82,8 @@ final class Counters {
 
     EngineStats stats(EngineOptions options, PagePool pages) {
         Map<String, EngineStats.Use> uses = new TreeMap<>();
-        adapters.forEach(
-                (name, tally) -> uses.put(name, new EngineStats.Use(tally.requests, tally.running, tally.generated)));
+        adapters.forEach((name, tally) ->
+                uses.put(name, new EngineStats.Use(tally.requests, tally.running, tally.waiting, tally.generated)));
         return new EngineStats(
                 running,
                 waiting,

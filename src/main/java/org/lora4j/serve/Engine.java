@@ -77,11 +77,11 @@ public final class Engine implements AutoCloseable {
     public Generation submit(GenerationRequest request, TokenSink sink) {
         check(request);
         if (draining) {
-            throw new EngineBusyException("the server is shutting down: ask another one");
+            throw EngineBusyException.stopped();
         }
         if (open.incrementAndGet() > options.maxSequences() + options.maxWaiting()) {
             open.decrementAndGet();
-            throw new EngineBusyException(
+            throw EngineBusyException.full(
                     "too many requests: " + options.maxWaiting() + " wait already; try again in a while");
         }
         Sequence sequence = new Sequence(request, sink, this::wake);
@@ -126,11 +126,11 @@ public final class Engine implements AutoCloseable {
             arrivals.forEach(each -> waiting.add(each, running));
             for (Sequence each : waiting.all()) {
                 end(each);
-                fail(each, new EngineBusyException("the server is shutting down: ask another one"));
+                fail(each, EngineBusyException.stopped());
             }
             for (Sequence each : List.copyOf(running)) {
                 leave(each);
-                fail(each, new EngineBusyException("the server is shutting down: ask another one"));
+                fail(each, EngineBusyException.stopped());
             }
             running.clear();
             step.close();
@@ -142,6 +142,7 @@ public final class Engine implements AutoCloseable {
     private boolean turn() {
         for (Sequence each = arrivals.poll(); each != null; each = arrivals.poll()) {
             waiting.add(each, running);
+            counters.waits(each, true);
         }
         dropEnded();
         admit();
@@ -162,7 +163,7 @@ public final class Engine implements AutoCloseable {
             for (EngineStep.Work work : works) {
                 running.remove(work.sequence());
                 leave(work.sequence());
-                fail(work.sequence(), e);
+                fail(work.sequence(), new IllegalStateException("the step of the request failed", e));
             }
             return true;
         }
@@ -204,7 +205,7 @@ public final class Engine implements AutoCloseable {
         for (Sequence each : waiting.all()) {
             boolean late = now - each.arrived > options.waitLimit().toNanos();
             if (each.cancelled || late) {
-                waiting.remove(each);
+                leaveQueue(each);
                 end(each);
                 if (each.cancelled) {
                     counters.cancelled++;
@@ -212,7 +213,7 @@ public final class Engine implements AutoCloseable {
                 } else {
                     fail(
                             each,
-                            new EngineBusyException("the request waited for "
+                            EngineBusyException.full("the request waited for "
                                     + options.waitLimit().toSeconds()
                                     + " s without room for it or its adapters: try again in a while"));
                 }
@@ -253,6 +254,11 @@ public final class Engine implements AutoCloseable {
                 < most;
     }
 
+    private void leaveQueue(Sequence sequence) {
+        waiting.remove(sequence);
+        counters.waits(sequence, false);
+    }
+
     /** Takes a request in, if its adapters are there. False also if it failed. */
     private boolean start(Sequence sequence) {
         for (AdapterUse use : sequence.request.adapters()) {
@@ -271,13 +277,13 @@ public final class Engine implements AutoCloseable {
             if (answer instanceof Acquisition.Loading loading) {
                 loading.done().whenComplete((nothing, failure) -> wake());
             } else if (answer instanceof Acquisition.Failed failed) {
-                waiting.remove(sequence);
+                leaveQueue(sequence);
                 end(sequence);
                 fail(sequence, new AdapterFailedException(failed.message()));
             }
             return false;
         }
-        waiting.remove(sequence);
+        leaveQueue(sequence);
         sequence.root = sequence.parts.stream()
                 .map(part -> List.of(part.lease().id().hash(), part.factor()))
                 .toList();
@@ -325,6 +331,11 @@ public final class Engine implements AutoCloseable {
             LOG.debug("the receiver of a request failed", e);
             sequence.cancelled = true;
         }
+    }
+
+    /** Whether it computes: not closed, nor stopped by an error. */
+    public boolean isRunning() {
+        return stopped.getCount() > 0;
     }
 
     /** What the engine does and has done. */

@@ -18,8 +18,8 @@ import java.util.Map;
  * @param generatedTokens tokens added
  * @param steps steps computed
  * @param stepNanos time of all steps together
- * @param adapters by adapter: requests begun and tokens added. Of the first {@value Counters#MOST_ADAPTERS} names; further
- *     ones count as {@value Counters#OTHER}
+ * @param adapters by adapter: requests begun, running and waiting, and tokens added. Of the first 256 names; further
+ *     ones count as {@value #OTHER}
  */
 public record EngineStats(
         int running,
@@ -36,6 +36,12 @@ public record EngineStats(
         long steps,
         long stepNanos,
         Map<String, Use> adapters) {
+    /** Stands for requests without adapter. */
+    public static final String BASE = "(base)";
+
+    /** Stands for the names beyond those counted on their own. */
+    public static final String OTHER = "(other)";
+
     /** What requests of one adapter came to. */
-    public record Use(long requests, long running, long generatedTokens) {}
+    public record Use(long requests, long running, long waiting, long generatedTokens) {}
 }

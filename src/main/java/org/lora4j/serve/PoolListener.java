@@ -4,6 +4,9 @@ package org.lora4j.serve;
 public interface PoolListener {
     PoolListener NONE = new PoolListener() {};
 
+    /** An adapter was asked for; it is in memory, or its loading begins. */
+    default void asked(AdapterEntry entry, boolean inMemory) {}
+
     /** An adapter is in memory. */
     default void loaded(AdapterEntry entry, long bytes, long nanos) {}
 
