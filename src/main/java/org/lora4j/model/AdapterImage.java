@@ -1,5 +1,7 @@
 package org.lora4j.model;
 
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
@@ -17,6 +19,10 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.TensorOptions;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
+import org.lora4j.format.FormatException;
+import org.lora4j.format.SafetensorsFile;
+import org.lora4j.format.TensorFile;
+import org.lora4j.format.TensorInfo;
 import org.lora4j.layer.PooledAdapter;
 import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Tensors;
@@ -37,8 +43,14 @@ public final class AdapterImage implements AutoCloseable {
     /** The update of one layer. */
     private record Piece(Place a, Place b, double scale) {}
 
+    /** A factor in a file: its key and the mapped tensor. */
+    record Factor(String key, Tensor value) {}
+
     /** One layer's update on its way into the block. */
-    record Source(Tensor a, Tensor b, double scale) {}
+    record Source(Factor a, Factor b, double scale) {}
+
+    /** A factor and its place. */
+    private record Move(Factor factor, Place place) {}
 
     private final Map<String, Piece> pieces = new LinkedHashMap<>();
     private final Tensor block;
@@ -49,13 +61,15 @@ public final class AdapterImage implements AutoCloseable {
      * Copies factors into a block.
      *
      * @param sources by layer path, A (r, in) and B (out, r) each
+     * @param file holds them
      * @param pinned whether the block is to be copied to a GPU
+     * @throws IOException if the file cannot be read or is not what it was when it was mapped
      */
-    AdapterImage(Map<String, Source> sources, boolean pinned) {
+    AdapterImage(Map<String, Source> sources, TensorFile file, boolean pinned) throws IOException {
         long end = 0;
         for (Map.Entry<String, Source> entry : sources.entrySet()) {
-            Place a = place(entry.getValue().a(), end);
-            Place b = place(entry.getValue().b(), a.offset() + aligned(a.bytes()));
+            Place a = place(entry.getValue().a().value(), end);
+            Place b = place(entry.getValue().b().value(), a.offset() + aligned(a.bytes()));
             end = b.offset() + aligned(b.bytes());
             pieces.put(entry.getKey(), new Piece(a, b, entry.getValue().scale()));
         }
@@ -64,14 +78,56 @@ public final class AdapterImage implements AutoCloseable {
                 NoGradGuard guard = new NoGradGuard()) {
             Tensor memory = torch.empty(new long[] {Math.max(end, 1)}, new TensorOptions(ScalarType.Byte), null);
             block = Tensors.keep(pinned ? memory.pin_memory() : memory);
+            List<Move> moves = new ArrayList<>();
             sources.forEach((path, source) -> {
                 Piece piece = pieces.get(path);
                 if (piece != null) {
-                    view(block, piece.a()).copy_(source.a());
-                    view(block, piece.b()).copy_(source.b());
+                    moves.add(new Move(source.a(), piece.a()));
+                    moves.add(new Move(source.b(), piece.b()));
                 }
             });
+            fill(moves, file);
             hash = digest();
+        }
+    }
+
+    /**
+     * Reads factors into their places. Reading costs less than copying from mapped memory, whose pages come one by one, and
+     * a file that somebody truncates is an error, not the end of the process.
+     */
+    private void fill(List<Move> moves, TensorFile file) throws IOException {
+        BytePointer data = new BytePointer(block.data_ptr());
+        List<Move> plain = new ArrayList<>();
+        for (Move move : moves) {
+            if (file instanceof SafetensorsFile
+                    && Tensors.type(move.factor().value()) == move.place().type()) {
+                plain.add(move);
+            } else {
+                view(block, move.place()).copy_(move.factor().value());
+            }
+        }
+        if (file instanceof SafetensorsFile tensors) {
+            try {
+                plain.parallelStream().forEach(move -> read(tensors, move, data));
+            } catch (UncheckedIOException e) {
+                throw e.getCause();
+            }
+        }
+    }
+
+    private static void read(SafetensorsFile file, Move move, BytePointer data) {
+        Place place = move.place();
+        String key = move.factor().key();
+        try {
+            TensorInfo info = file.tensors().get(key);
+            if (info == null || info.bytes() != place.bytes()) {
+                throw new FormatException(file.path() + ": changed while it was read; load it again");
+            }
+            BytePointer part = new BytePointer(data);
+            part.position(place.offset()).limit(place.offset() + place.bytes());
+            file.read(key, 0, part.asByteBuffer());
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
         }
     }
 
@@ -79,8 +135,8 @@ public final class AdapterImage implements AutoCloseable {
     static long bytes(Iterable<Source> sources) {
         long sum = 0;
         for (Source source : sources) {
-            sum += aligned(place(source.a(), 0).bytes())
-                    + aligned(place(source.b(), 0).bytes());
+            sum += aligned(place(source.a().value(), 0).bytes())
+                    + aligned(place(source.b().value(), 0).bytes());
         }
         return sum;
     }

@@ -13,6 +13,8 @@ import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
+import org.lora4j.format.AdapterFolder;
+import org.lora4j.format.TensorFile;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
@@ -99,8 +101,9 @@ public final class HostModel<M extends Module> implements AutoCloseable {
      * @throws IOException if a file cannot be read or is defective
      */
     public AdapterImage read(Path folder) throws IOException {
-        try (PointerScope scope = new PointerScope()) {
-            return new AdapterImage(sources(folder), device.is_cuda());
+        try (PointerScope scope = new PointerScope();
+                TensorFile file = TensorFile.open(AdapterFolder.tensors(folder))) {
+            return new AdapterImage(sources(folder), file, device.is_cuda());
         }
     }
 
@@ -122,10 +125,14 @@ public final class HostModel<M extends Module> implements AutoCloseable {
         layers.forEach((path, layer) -> sources.put(
                 path,
                 new AdapterImage.Source(
-                        Objects.requireNonNull(values.get(keys.factor(layer, LoraWeights.Part.A))),
-                        Objects.requireNonNull(values.get(keys.factor(layer, LoraWeights.Part.B))),
+                        factor(values, keys.factor(layer, LoraWeights.Part.A)),
+                        factor(values, keys.factor(layer, LoraWeights.Part.B)),
                         config.scale(layer.configPath()))));
         return sources;
+    }
+
+    private static AdapterImage.Factor factor(Map<String, Tensor> values, String key) {
+        return new AdapterImage.Factor(key, Objects.requireNonNull(values.get(key), key));
     }
 
     private static void check(LoraConfig config, Path folder) {
