@@ -27,10 +27,15 @@ final class Hosted implements AutoCloseable {
     final CausalLM model;
     final HostModel<CausalLM> host;
     final Tokenizer tokenizer;
-    final AdapterRegistry registry = new AdapterRegistry();
+    final AdapterRegistry registry;
     final AdapterPool pool;
 
     Hosted(PoolOptions options) throws IOException {
+        this(options, new AdapterRegistry());
+    }
+
+    Hosted(PoolOptions options, AdapterRegistry known) throws IOException {
+        registry = known;
         model = CausalLM.load(ServedModels.DEMO);
         tokenizer = Tokenizer.load(ServedModels.DEMO);
         host = HostModel.of(model);

@@ -19,6 +19,7 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import org.lora4j.model.causal.ServedModels;
+import org.lora4j.serve.AdapterRegistry;
 import org.lora4j.serve.AdapterRoots;
 import org.lora4j.serve.Engine;
 import org.lora4j.serve.EngineOptions;
@@ -82,8 +83,8 @@ public final class ServeSoak {
             ServedModels.adapter(
                     roots.resolve("w" + i), ServedModels.DEMO, 1 + i % 9, 3 + i, i, 0.3, "q_proj", "v_proj");
         }
-        try (Hosted hosted = new Hosted(PoolOptions.of(400_000))) {
-            AdapterRoots known = new AdapterRoots(List.of(roots));
+        AdapterRoots known = new AdapterRoots(List.of(roots));
+        try (Hosted hosted = new Hosted(PoolOptions.of(400_000), new AdapterRegistry(known))) {
             EngineOptions limits = EngineOptions.of(96).withMaxSequences(8).withWaitLimit(Duration.ofMinutes(2));
             Engine engine = new Engine(hosted.host, hosted.pool, limits);
             ServerOptions options = ServerOptions.of("base", ChatFormat.PLAIN)
@@ -94,12 +95,15 @@ public final class ServeSoak {
                 learn();
                 List<Thread> threads = new ArrayList<>();
                 for (int i = 0; i < CLIENTS; i++) {
-                    int seed = i;
-                    threads.add(start("client-" + i, () -> client(new Random(seed))));
+                    Random random = new Random(i);
+                    threads.add(start("client-" + i, () -> client(random)));
                 }
-                threads.add(start("leaver", () -> leaver(new Random(100))));
-                threads.add(start("admin", () -> admin(new Random(200))));
-                threads.add(start("vandal", () -> vandal(new Random(300))));
+                Random ofLeaver = new Random(100);
+                threads.add(start("leaver", () -> leaver(ofLeaver)));
+                Random ofAdmin = new Random(200);
+                threads.add(start("admin", () -> admin(ofAdmin)));
+                Random ofVandal = new Random(300);
+                threads.add(start("vandal", () -> vandal(ofVandal)));
                 List<Long> memory = new ArrayList<>();
                 long quarter = seconds * 1000 / 8;
                 for (int i = 0; i < 8; i++) {
@@ -194,6 +198,9 @@ public final class ServeSoak {
             String hash = "";
             for (int prompt = 0; prompt < PROMPTS.size(); prompt++) {
                 HttpResponse<String> answer = post("/v1/completions", completion("w" + i, prompt, false));
+                if (answer.statusCode() != 200) {
+                    throw new IllegalStateException("w" + i + ": " + answer.statusCode() + " " + answer.body());
+                }
                 texts.add(JSON.readTree(answer.body()).at("/choices/0/text").asString());
                 hash = hash(answer);
             }
