@@ -8,6 +8,7 @@
 
 #include "binding/call.h"
 #include "core/checks.h"
+#include "cpu/attention.h"
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
 
@@ -138,6 +139,15 @@ int l4_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* ro
                        int64_t count, const l4_place* place) {
   return lora4j::guarded("l4_low_rank_update",
                          [&] { lora4j::low_rank_update(y, x, rows, adapters, count, place); });
+}
+
+int l4_paged_attention(const l4_matrix* out, const l4_matrix* query, const l4_matrix* keys, const l4_matrix* values,
+                       const int32_t* sequences, const int32_t* positions, const int32_t* pages,
+                       const l4_paging* paging) {
+  return lora4j::guarded("l4_paged_attention", [&] {
+    auto params = lora4j::check_attention(out, query, keys, values, sequences, positions, pages, paging);
+    if (params.query.rows > 0 && !lora4j::attention_cpu(params, lora4j::thread_count)) throw std::bad_alloc();
+  });
 }
 
 }  // extern "C"

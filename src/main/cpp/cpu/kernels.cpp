@@ -296,7 +296,15 @@ bool block(const Block& block) {
   return block_as<DType::f16>(block);
 }
 
-const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot};
+}  // namespace
+}  // namespace lora4j
+
+#include "cpu/attention_kernel.h"
+
+namespace lora4j {
+namespace {
+
+const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot, attend};
 
 }  // namespace
 

@@ -49,6 +49,24 @@ struct DotBlock {
   float* v;
 };
 
+// The query heads of one token that share a key head, over `count` keys of its sequence from `first` on.
+struct AttentionUnit {
+  Matrix out;
+  Matrix query;
+  Matrix keys;
+  Matrix values;
+  const int32_t* pages;  // of the token's sequence
+  int64_t token;
+  int64_t kv_head;
+  int64_t group;  // query heads for each key head
+  int64_t head_dim;
+  int64_t first;
+  int64_t count;
+  int64_t page_tokens;
+  float scale;
+  float* scratch;  // 3 * count floats, aligned to 8 bytes
+};
+
 struct Kernels {
   const char* name;
   int64_t tile_cols;
@@ -58,6 +76,7 @@ struct Kernels {
   // False if the check was asked for and an element of the block is not finite.
   bool (*block)(const Block& block);
   void (*dot)(const DotBlock& block);
+  void (*attend)(const AttentionUnit& unit);
 };
 
 const Kernels* plain_kernels();

@@ -227,6 +227,27 @@ L4_API int l4_scatter(const l4_pool* pool, const int32_t* pages, int64_t page_co
 L4_API int l4_gather(const l4_matrix* matrices, int64_t count, const l4_pool* pool, const int32_t* pages,
                      int64_t page_count, const l4_place* place);
 
+/* How keys and values lie in pages, and what a query sees. Every field is 8 bytes. */
+typedef struct l4_paging {
+  int64_t heads;       /* query heads */
+  int64_t kv_heads;    /* key and value heads; divides heads */
+  int64_t page_tokens; /* slots of a page */
+  int64_t sequences;   /* rows of the table of pages */
+  int64_t table_width; /* columns of it */
+  int64_t window;      /* a query sees itself and the window - 1 tokens before it; 0 for all */
+  double scale;        /* of the products of queries and keys */
+} l4_paging;
+
+/* out[t] = softmax(scale q[t] k) v for each head, over the keys 0 .. positions[t] of sequence sequences[t].
+ *
+ * out and query (T, heads * d), keys and values (slots, kv_heads * d), all of one type; key j of a sequence lies in slot
+ * pages[sequence * table_width + j / page_tokens] * page_tokens + j % page_tokens. sequences, positions (T) and pages are
+ * host memory. float32 sums in orders that depend on the number of keys alone: a token's bits depend on its query and the
+ * keys and values it sees, not on the batch, the pages or the instruction set. CPU only. */
+L4_API int l4_paged_attention(const l4_matrix* out, const l4_matrix* query, const l4_matrix* keys,
+                              const l4_matrix* values, const int32_t* sequences, const int32_t* positions,
+                              const int32_t* pages, const l4_paging* paging);
+
 #ifdef __cplusplus
 }
 #endif

@@ -37,7 +37,12 @@ class ArchitectureTest {
             "merge", List.of("config", "format", "ops"),
             "model", List.of("config", "layer", "ops", "format", "combine"),
             "model.causal", List.of("format", "ops", "model"),
-            "train", List.of("model", "model.causal", "layer", "config", "ops")));
+            "train", List.of("model", "model.causal", "layer", "config", "ops"),
+            "serve", List.of("model", "model.causal", "layer", "config", "format", "ops")));
+
+    static {
+        ARROWS.put("serve.http", List.of("serve", "model.causal", "format"));
+    }
 
     @Test
     void packagesUseOnlyWhatTheFlowAllows() {

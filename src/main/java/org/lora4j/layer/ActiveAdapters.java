@@ -16,6 +16,7 @@ public final class ActiveAdapters {
     private volatile @Nullable MergeChoice mergeChoice;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
     private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
+    private final ThreadLocal<@Nullable PooledRows> pooled = new ThreadLocal<>();
 
     /** With everything as the formulas say. */
     public ActiveAdapters() {
@@ -81,6 +82,19 @@ public final class ActiveAdapters {
             invocation.remove();
         } else {
             invocation.set(found);
+        }
+    }
+
+    /** The adapters of a pool the rows of this thread's batch use in place of those the layers hold, or null. */
+    public @Nullable PooledRows pooled() {
+        return pooled.get();
+    }
+
+    public void pooled(@Nullable PooledRows batch) {
+        if (batch == null) {
+            pooled.remove();
+        } else {
+            pooled.set(batch);
         }
     }
 }

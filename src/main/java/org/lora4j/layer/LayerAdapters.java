@@ -52,6 +52,11 @@ public final class LayerAdapters {
         return active;
     }
 
+    /** Whether the rows of this thread's batch use adapters of a pool. */
+    boolean isPooled() {
+        return active.pooled() != null;
+    }
+
     /** Whether a convolution's A forgets padding mode and dilation, as in PEFT. */
     boolean ignoresOptions() {
         return active.has(PeftCompat.CONVOLUTION_IGNORES_OPTIONS);
@@ -145,6 +150,10 @@ public final class LayerAdapters {
         Consumer<Tensor> watching = probe;
         if (watching != null) {
             watching.accept(x);
+        }
+        PooledRows pooled = active.pooled();
+        if (pooled != null) {
+            return pooled.apply(layer, x, y);
         }
         if ((weights.isEmpty() && tokens.isEmpty()) || !active.enabled()) {
             return y;

@@ -48,7 +48,7 @@ public final class LoraLinear extends LinearImpl implements LoraLayer {
 
     @Override
     public Tensor base(Tensor x) {
-        return original.forward(x);
+        return adapters.isPooled() ? RowStable.forward(original, x) : original.forward(x);
     }
 
     @Override

@@ -317,6 +317,22 @@ final class Injector {
         done.forEach(layer -> injected.put(layer.path(), layer));
     }
 
+    /** New layers for all linear ones that a Java object holds. */
+    Map<String, LoraLayer> linear() {
+        Map<String, LoraLayer> linear = new LinkedHashMap<>();
+        for (String path : tree.paths()) {
+            if (tree.object(path) instanceof LinearImpl) {
+                linear.put(path, layerAt(path));
+            }
+        }
+        if (linear.isEmpty()) {
+            throw new IllegalArgumentException(
+                    "the model has no linear layer that a Java object holds: keep the layers "
+                            + "in fields, arrays, lists or maps of their parents' Java classes");
+        }
+        return linear;
+    }
+
     /** Runs something while layers are in the model that have no adapter yet; they are taken out again afterwards. */
     <T> T whileInjected(Map<String, LoraLayer> layers, Supplier<T> work) {
         Set<String> before = Set.copyOf(injected.keySet());

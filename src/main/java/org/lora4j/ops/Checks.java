@@ -46,6 +46,20 @@ final class Checks {
     }
 
     static void lowRankUpdate(Tensor y, Tensor x, int[] rows, List<LowRank> adapters) {
+        rows(y, x, rows, adapters.size());
+        for (int i = 0; i < adapters.size(); i++) {
+            LowRank adapter = adapters.get(i);
+            String name = "adapters[" + i + "]";
+            factors(name, adapter, y, "y");
+            if (adapter.in() != x.size(1) || adapter.out() != y.size(1)) {
+                throw new IllegalArgumentException(name + " maps " + adapter.in() + " to " + adapter.out()
+                        + " features but x is " + Tensors.describe(x) + " and y is " + Tensors.describe(y)
+                        + ": pass the adapter of this layer");
+            }
+        }
+    }
+
+    private static void rows(Tensor y, Tensor x, int[] rows, int adapters) {
         matrix("y", y);
         matrix("x", x);
         writable("y", y);
@@ -61,17 +75,7 @@ final class Checks {
         if (mayOverlap(y, x)) {
             throw new IllegalArgumentException("x and y share memory: pass a copy of x");
         }
-        for (int i = 0; i < adapters.size(); i++) {
-            LowRank adapter = adapters.get(i);
-            String name = "adapters[" + i + "]";
-            factors(name, adapter, y, "y");
-            if (adapter.in() != x.size(1) || adapter.out() != y.size(1)) {
-                throw new IllegalArgumentException(name + " maps " + adapter.in() + " to " + adapter.out()
-                        + " features but x is " + Tensors.describe(x) + " and y is " + Tensors.describe(y)
-                        + ": pass the adapter of this layer");
-            }
-        }
-        rowNumbers(rows, adapters.size());
+        rowNumbers(rows, adapters);
     }
 
     static void rowNumbers(int[] rows, int count) {
@@ -80,6 +84,32 @@ final class Checks {
                 throw new IllegalArgumentException("rows[" + t + "] is " + rows[t] + " but there are " + count
                         + " adapters: use -1 for a row without one");
             }
+        }
+    }
+
+    static void lowRankUpdate(Tensor y, Tensor x, int[] rows, LowRankTable adapters) {
+        rows(y, x, rows, adapters.size());
+        if (adapters.size() > 0) {
+            if (adapters.in() != x.size(1) || adapters.out() != y.size(1)) {
+                throw new IllegalArgumentException("adapters map " + adapters.in() + " to " + adapters.out()
+                        + " features but x is " + Tensors.describe(x) + " and y is " + Tensors.describe(y)
+                        + ": pass the adapters of this layer");
+            }
+            device("adapters[0].a", adapters.updates().get(0).a(), y, "y");
+        }
+    }
+
+    /** What an update must be like whatever it is added to. */
+    static void factors(String name, LowRank update) {
+        type(name + ".a", update.a());
+        type(name + ".b", update.b());
+        scale(name, update);
+    }
+
+    static void scale(String name, LowRank update) {
+        if (!Float.isFinite((float) update.scale())) {
+            throw new IllegalArgumentException(name + ".scale is " + update.scale()
+                    + ": it must be finite in float32; check lora_alpha and r of the adapter");
         }
     }
 
@@ -109,13 +139,6 @@ final class Checks {
         factor(name + ".a", update.a(), target, targetName);
         factor(name + ".b", update.b(), target, targetName);
         scale(name, update);
-    }
-
-    static void scale(String name, LowRank update) {
-        if (!Float.isFinite((float) update.scale())) {
-            throw new IllegalArgumentException(name + ".scale is " + update.scale()
-                    + ": it must be finite in float32; check lora_alpha and r of the adapter");
-        }
     }
 
     private static void factor(String name, Tensor factor, Tensor target, String targetName) {

@@ -172,4 +172,31 @@ public interface LoraOps {
                 .toList();
         return combine(trimmed, election);
     }
+
+    /**
+     * As {@link #lowRankUpdate(Tensor, Tensor, int[], List)}, with updates that are described already: for steps that use
+     * the same adapters again and again.
+     */
+    default void lowRankUpdate(Tensor y, Tensor x, int[] rows, LowRankTable adapters) {
+        lowRankUpdate(y, x, rows, adapters.updates());
+    }
+
+    /**
+     * Attention over keys and values that lie in pages: {@code out[t] = softmax(q[t] k / sqrt(d)) v} for each head, over the
+     * positions a token sees.
+     *
+     * @param out receives the result, shape (T, heads * d), contiguous
+     * @param query shape (T, heads * d), contiguous
+     * @param keys shape (slots, kvHeads * d), contiguous, in the type of the query
+     * @param values likewise
+     * @throws IllegalArgumentException naming the argument, if a shape, type or page does not fit
+     */
+    default void attention(Tensor out, Tensor query, Tensor keys, Tensor values, Paging paging) {
+        TorchAttention.attend(out, query, keys, values, paging);
+    }
+
+    /** Whether a token's result of {@link #attention} has the same bits in every batch, with tensors like this one. */
+    default boolean isAttentionRowStable(Tensor like) {
+        return false;
+    }
 }

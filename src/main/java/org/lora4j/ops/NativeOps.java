@@ -310,6 +310,57 @@ final class NativeOps implements LoraOps {
         return data == null ? 0 : data.address();
     }
 
+    @Override
+    public void lowRankUpdate(Tensor y, Tensor x, int[] rows, LowRankTable adapters) {
+        if (elsewhere != null && !hasKernels(y)) {
+            elsewhere.lowRankUpdate(y, x, rows, adapters);
+            return;
+        }
+        Checks.lowRankUpdate(y, x, rows, adapters);
+        if (adapters.size() == 0 || y.numel() == 0) {
+            return;
+        }
+        long[] place = place(y);
+        call(Lora4j.l4_low_rank_update(matrix(y), matrix(x), rows, adapters.fields(), adapters.size(), place));
+        written(y);
+        Reference.reachabilityFence(x);
+        Reference.reachabilityFence(adapters);
+    }
+
+    @Override
+    public void attention(Tensor out, Tensor query, Tensor keys, Tensor values, Paging paging) {
+        if (!query.is_cpu()) {
+            TorchAttention.attend(out, query, keys, values, paging);
+            return;
+        }
+        place(query);
+        double width = (double) query.size(1) / paging.heads();
+        long[] fields = {
+            paging.heads(),
+            paging.kvHeads(),
+            paging.pageTokens(),
+            paging.pages().length / paging.tableWidth(),
+            paging.tableWidth(),
+            paging.window(),
+            Double.doubleToRawLongBits(1 / Math.sqrt(width))
+        };
+        call(Lora4j.l4_paged_attention(
+                matrix(out),
+                matrix(query),
+                matrix(keys),
+                matrix(values),
+                paging.sequences(),
+                paging.positions(),
+                paging.pages(),
+                fields));
+        written(out);
+    }
+
+    @Override
+    public boolean isAttentionRowStable(Tensor like) {
+        return like.is_cpu();
+    }
+
     private static boolean hasKernels(Tensor tensor) {
         return tensor.is_cpu() || tensor.is_cuda() && Lora4j.l4_has_device(Lora4j.CUDA) != 0;
     }
@@ -334,7 +385,13 @@ final class NativeOps implements LoraOps {
         return fields;
     }
 
-    private static long[] lowRanks(List<LowRank> list) {
+    /** Replaces the scale of one of the updates that {@link #lowRanks} described. */
+    static void putScale(long[] fields, int update, double scale) {
+        fields[update * Lora4j.LOW_RANK_FIELDS + 2 * Lora4j.MATRIX_FIELDS] = Double.doubleToRawLongBits(scale);
+    }
+
+    /** The updates as the library takes them. */
+    static long[] lowRanks(List<LowRank> list) {
         long[] fields = new long[list.size() * Lora4j.LOW_RANK_FIELDS];
         int at = 0;
         for (LowRank update : list) {

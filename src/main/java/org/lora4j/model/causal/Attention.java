@@ -54,13 +54,21 @@ final class Attention extends Module {
         long tokens = pass.tokens();
         Tensor q = q_proj.forward(x).reshape(batch, tokens, heads, headDim);
         Tensor k = k_proj.forward(x).reshape(batch, tokens, kvHeads, headDim);
-        Tensor v = v_proj.forward(x).reshape(batch, tokens, kvHeads, headDim).transpose(1, 2);
+        Tensor v = v_proj.forward(x).reshape(batch, tokens, kvHeads, headDim);
         if (q_norm != null && k_norm != null) {
             q = q_norm.forward(q);
             k = k_norm.forward(k);
         }
-        q = RotaryTable.turn(q, pass.cos(), pass.sin(), headDim).transpose(1, 2);
-        k = RotaryTable.turn(k, pass.cos(), pass.sin(), headDim).transpose(1, 2);
+        q = RotaryTable.turn(q, pass.cos(), pass.sin(), headDim);
+        k = RotaryTable.turn(k, pass.cos(), pass.sin(), headDim);
+        PagedPass paged = pass.paged();
+        if (paged != null) {
+            Tensor y = paged.attend(layer, slides, q.flatten(1, -1), k.flatten(1, -1), v.flatten(1, -1));
+            return o_proj.forward(y.view(batch, tokens, width));
+        }
+        q = q.transpose(1, 2);
+        k = k.transpose(1, 2);
+        v = v.transpose(1, 2);
         KvCache cache = pass.cache();
         if (cache != null) {
             k = cache.addKeys(layer, k);

@@ -11,6 +11,7 @@ import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Device;
 import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
+import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -172,6 +173,36 @@ public final class CausalLM extends Module implements PretrainedModel, TokenSour
         Tensor seen = check(inputIds, attentionMask, cache);
         try (LoraModel.Scope pass = begin(inputIds, seen, cache)) {
             return lm_head.forward(model.forward(inputIds, seen, cache));
+        }
+    }
+
+    /**
+     * Hidden states of some tokens of several sequences whose keys and values are in pages, after the final norm. Runs
+     * without gradients. On the CPU, with the native operations, a token's bits are the same whatever else is in the batch
+     * and however its prompt was divided into batches, if those of the linear layers are.
+     *
+     * @param batch the tokens; ids must be those of the model, pages those of the cache
+     * @return (outputs, 1, hiddenSize), for {@link #head}
+     * @throws IllegalArgumentException if a page is not in the cache
+     */
+    public Tensor hidden(PagedBatch batch, PagedCache cache) {
+        try (NoGradGuard guard = new NoGradGuard()) {
+            Tensor hidden = model.forward(batch, cache);
+            long[] outputs =
+                    java.util.Arrays.stream(batch.outputs()).asLongStream().toArray();
+            return hidden.index_select(0, Tensor.create(outputs).to(hidden.device(), ScalarType.Long));
+        }
+    }
+
+    /**
+     * Logits of hidden states. Runs without gradients.
+     *
+     * @param hidden (N, 1, hiddenSize)
+     * @return (N, vocabSize), in the model's type
+     */
+    public Tensor head(Tensor hidden) {
+        try (NoGradGuard guard = new NoGradGuard()) {
+            return lm_head.forward(hidden).flatten(0, 1);
         }
     }
 

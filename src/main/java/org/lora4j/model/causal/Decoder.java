@@ -73,6 +73,36 @@ final class Decoder extends Module {
         return norm.forward(x);
     }
 
+    /**
+     * Hidden states of the tokens of several sequences, to whose pages their keys and values are added.
+     *
+     * @return normalised hidden states (N, 1, hidden)
+     */
+    Tensor forward(PagedBatch batch, PagedCache cache) {
+        int tokens = batch.tokens().length;
+        Tensor ids = Tensor.create(batch.tokens(), tokens, 1)
+                .to(embed_tokens.weight().device(), ScalarType.Long);
+        Tensor x = embed_tokens.forward(ids);
+        int last = 0;
+        long[] positions = new long[tokens];
+        for (int t = 0; t < tokens; t++) {
+            positions[t] = batch.positions()[t];
+            last = Math.max(last, batch.positions()[t]);
+        }
+        RotaryTable.Angles angles = rotary.upTo(last + 1L, x);
+        Tensor at = Tensor.create(positions).to(x.device(), ScalarType.Long);
+        long[] shape = {tokens, 1, 1, config.headDim()};
+        Pass pass = Pass.paged(
+                tokens,
+                angles.cos().index_select(0, at).view(shape),
+                angles.sin().index_select(0, at).view(shape),
+                new PagedPass(config, batch, cache, x));
+        for (DecoderLayer layer : layers) {
+            x = layer.forward(x, pass);
+        }
+        return norm.forward(x);
+    }
+
     private Pass pass(Tensor ids, Tensor x, @Nullable Tensor seen, @Nullable KvCache cache) {
         long batch = ids.size(0);
         long tokens = ids.size(1);
@@ -96,7 +126,7 @@ final class Decoder extends Module {
             sliding = config.slidingWindow() == 0 ? full : Pass.Sight.of(past, tokens, seen, config.slidingWindow(), x);
         }
         double dropout = config.attentionDropout() > 0 && is_training() ? config.attentionDropout() : 0;
-        return new Pass(batch, tokens, cos, sin, full, sliding, cache, dropout);
+        return new Pass(batch, tokens, cos, sin, full, sliding, cache, dropout, null);
     }
 
     /** Positions that count from the first token that is no padding; padding has position 0. */

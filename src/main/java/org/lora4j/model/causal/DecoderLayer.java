@@ -25,6 +25,6 @@ final class DecoderLayer extends Module {
     /** {@code x} of shape (B, T, hidden); the result has its shape. */
     Tensor forward(Tensor x, Pass pass) {
         x = x.add(self_attn.forward(input_layernorm.forward(x), pass));
-        return x.add(mlp.forward(post_attention_layernorm.forward(x)));
+        return x.add(mlp.forward(post_attention_layernorm.forward(x), pass.paged() != null));
     }
 }

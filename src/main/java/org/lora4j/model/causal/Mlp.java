@@ -22,8 +22,14 @@ final class Mlp extends Module {
         down_proj = register_module("down_proj", leaves.linear(inner, hidden, config.mlpBias()));
     }
 
-    /** {@code x} of shape (..., hidden); the result has its shape. */
-    Tensor forward(Tensor x) {
-        return down_proj.forward(activation.apply(gate_proj.forward(x)).mul(up_proj.forward(x)));
+    /**
+     * {@code x} of shape (..., hidden); the result has its shape.
+     *
+     * @param rowStable whether a row's bits must not depend on the other rows
+     */
+    Tensor forward(Tensor x, boolean rowStable) {
+        Tensor gate = gate_proj.forward(x);
+        Tensor active = rowStable ? PagedPass.activate(activation, gate) : activation.apply(gate);
+        return down_proj.forward(active.mul(up_proj.forward(x)));
     }
 }

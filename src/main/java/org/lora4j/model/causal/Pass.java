@@ -19,6 +19,7 @@ import org.jspecify.annotations.Nullable;
  * @param sliding the same in a layer with a sliding window
  * @param cache keys and values of earlier passes
  * @param dropout probability of dropping an attention weight
+ * @param paged keys and values in pages; B is then the number of tokens, T is 1, and sights and cache are not used
  */
 record Pass(
         long batch,
@@ -28,7 +29,13 @@ record Pass(
         Sight full,
         Sight sliding,
         @Nullable KvCache cache,
-        double dropout) {
+        double dropout,
+        @Nullable PagedPass paged) {
+
+    /** A pass over tokens of several sequences. */
+    static Pass paged(long tokens, Tensor cos, Tensor sin, PagedPass paged) {
+        return new Pass(tokens, 1, cos, sin, Sight.ALL, Sight.ALL, null, 0, paged);
+    }
 
     /**
      * Which keys a query attends to.

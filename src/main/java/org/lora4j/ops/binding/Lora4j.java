@@ -156,4 +156,14 @@ public final class Lora4j {
             @Cast("const int32_t*") int[] pages,
             @Cast("int64_t") long pageCount,
             @Cast("const l4_place*") long[] place);
+
+    public static native int l4_paged_attention(
+            @Cast("const l4_matrix*") long[] out,
+            @Cast("const l4_matrix*") long[] query,
+            @Cast("const l4_matrix*") long[] keys,
+            @Cast("const l4_matrix*") long[] values,
+            @Cast("const int32_t*") int[] sequences,
+            @Cast("const int32_t*") int[] positions,
+            @Cast("const int32_t*") int[] pages,
+            @Cast("const l4_paging*") long[] paging);
 }

@@ -1,0 +1,7 @@
+package org.lora4j.serve;
+
+/** A request on its way. */
+public interface Generation {
+    /** Ends it soon; what it holds is freed. Does nothing if it has ended. */
+    void cancel();
+}
