@@ -9,6 +9,7 @@ import java.util.Objects;
 import java.util.Set;
 import java.util.function.Consumer;
 import java.util.stream.IntStream;
+import org.bytedeco.pytorch.Generator;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -26,6 +27,7 @@ public final class LayerAdapters {
 
     private final String path;
     private final ActiveAdapters active;
+    private final PathTaken taken;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
     private final Map<String, TokenRows> tokens = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
@@ -40,6 +42,7 @@ public final class LayerAdapters {
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
         this.active = active;
+        this.taken = new PathTaken(path, active);
     }
 
     String path() {
@@ -157,6 +160,7 @@ public final class LayerAdapters {
             update(x, y, reached(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
             return y;
         }
+        taken.noteOther(layer, inUse);
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
             y = whereReached(each, x, y, null, (in, out) -> updated(layer, each, in, out));
@@ -181,6 +185,45 @@ public final class LayerAdapters {
             }
         }
         return inUse;
+    }
+
+    /** The adapters in use here, or those of any row where rows have their own. */
+    List<LoraWeights> inUseOrMixed() {
+        RowAdapters rows = rows();
+        return rows == null
+                ? inUse()
+                : rows.distinct().stream()
+                        .filter(weights::containsKey)
+                        .map(this::get)
+                        .toList();
+    }
+
+    /** Which adapters which of the consecutive vectors of a batch get. */
+    List<FusedLinear.Segment> segments(List<LoraWeights> inUse, long batch, long vectors) {
+        RowAdapters rows = rows();
+        if (rows != null) {
+            rows.checkBatch(path, batch);
+            return rows.segments(weights, vectors / batch);
+        }
+        return List.of(
+                new FusedLinear.Segment(inUse, inUse.stream().map(this::nameOf).toList(), 0, vectors));
+    }
+
+    boolean isProbed() {
+        return probe != null;
+    }
+
+    boolean hasTokenRows() {
+        return !tokens.isEmpty();
+    }
+
+    PathTaken taken() {
+        return taken;
+    }
+
+    /** Which way the layer took in its last pass with gradients. */
+    public TrainingPath trainingPath() {
+        return taken.last();
     }
 
     /** An adapter of this layer, or nothing if it has none of the name. */
@@ -264,7 +307,7 @@ public final class LayerAdapters {
     private Tensor updated(LoraLayer layer, LoraWeights weights, Tensor x, Tensor y) {
         boolean drops = drops(layer, weights) && x.is_floating_point();
         Tensor typed = x.is_floating_point() ? x.to(Tensors.type(weights.a())) : x;
-        Tensor input = drops ? torch.dropout(typed, weights.dropout(), true) : typed;
+        Tensor input = drops ? dropped(weights, typed) : typed;
         Tensor delta = layer.delta(weights, input);
         if (weights.magnitude() == null) {
             return y.add(delta, weights.scaleScalar());
@@ -277,6 +320,21 @@ public final class LayerAdapters {
         }
         Tensor rescale = layer.perOutput(Merging.rescale(layer.matrix(unmergedWeight(layer)), weights));
         return y.add(part.mul(rescale.sub(ONE))).add(delta.mul(rescale), weights.scaleScalar());
+    }
+
+    private Tensor dropped(LoraWeights adapter, Tensor x) {
+        Generator own = active.generator(nameOf(adapter));
+        return own == null
+                ? torch.dropout(x, adapter.dropout(), true)
+                : x.mul(new Dropout.Masks(own, adapter.dropout()).next(x.detach()));
+    }
+
+    private String nameOf(LoraWeights adapter) {
+        return weights.entrySet().stream()
+                .filter(each -> each.getValue() == adapter)
+                .map(Map.Entry::getKey)
+                .findFirst()
+                .orElseThrow();
     }
 
     private Tensor mixed(LoraLayer layer, Tensor x, Tensor y, RowAdapters rows) {

@@ -203,6 +203,11 @@ public final class LoraWeights implements AutoCloseable {
         this.down = Tensors.keep(module);
     }
 
+    /** Whether any of the tensors gets gradients now. */
+    boolean requiresGrad() {
+        return parts.values().stream().anyMatch(Tensor::requires_grad);
+    }
+
     void requiresGrad(boolean requires) {
         trained().forEach(part -> part.set_requires_grad(requires));
     }

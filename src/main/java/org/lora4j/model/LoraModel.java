@@ -10,14 +10,18 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.Generator;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Tensor;
+import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.FusedMode;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
+import org.lora4j.layer.TrainingPath;
 
 /**
  * A model with adapters: adds, loads, switches, merges and saves them. What PEFT calls {@code PeftModel}.
@@ -363,6 +367,32 @@ public final class LoraModel<M extends Module> {
             }
         }
         return parameters;
+    }
+
+    /**
+     * Chooses how linear layers train; all layers at once. {@link FusedMode#AUTO} is the start.
+     *
+     * <p>On the fused path the factors are not part of the autograd graph: {@code backward} accumulates their gradients, while
+     * {@code autograd::grad} for a factor and second derivatives are errors. Use {@link FusedMode#OFF} for those.
+     */
+    public void fused(FusedMode mode) {
+        active.fused(mode);
+    }
+
+    /** Which way each adapted layer took in its last pass with gradients, and why. */
+    public List<TrainingPath> trainingPaths() {
+        return injector.injected().values().stream()
+                .map(layer -> layer.adapters().trainingPath())
+                .toList();
+    }
+
+    /**
+     * Gives an adapter's dropout a generator of its own, so that its masks do not depend on what else draws random numbers;
+     * null for LibTorch's default generator. The caller closes it after the last pass.
+     */
+    public void dropoutGenerator(String name, @Nullable Generator generator) {
+        adapter(name);
+        active.generator(name, generator);
     }
 
     /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */

@@ -85,6 +85,10 @@ public final class Dataset {
         return examples;
     }
 
+    static Dataset ofSamples(List<Sample> samples) {
+        return new Dataset(samples);
+    }
+
     /** The number of examples. */
     public int size() {
         return samples.size();

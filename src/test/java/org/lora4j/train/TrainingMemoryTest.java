@@ -107,7 +107,18 @@ class TrainingMemoryTest {
             System.out.println("handle bytes more: " + (bytes - bytesBefore));
         }
 
+        /**
+         * JavaCPP drops the entry of a hook that was given to autograd only when its Java object is collected, though nothing
+         * native hangs on it. So this collects first; native memory must not depend on that, which the residence shows.
+         */
         private static void note() {
+            System.gc();
+            Pointer.deallocateReferences();
+            try {
+                Thread.sleep(300);
+            } catch (InterruptedException e) {
+                throw new IllegalStateException(e);
+            }
             resident = status("VmRSS");
             handles = Pointer.totalCount();
             bytes = Pointer.totalBytes();
