@@ -29,7 +29,13 @@ public final class Trainer {
         this(model, options, World.ALONE);
     }
 
-    Trainer(LoraModel<CausalLM> model, TrainOptions options, World world) {
+    /**
+     * Likewise for one of several processes that train together: each takes its share of every batch, and all end with the
+     * same adapters, those of one process with the same batches. The first process's adapter is where all start.
+     *
+     * @throws IllegalStateException if no adapter is active
+     */
+    public Trainer(LoraModel<CausalLM> model, TrainOptions options, World world) {
         if (model.trainableParameters().isEmpty()) {
             throw new IllegalStateException("the model has nothing to train: add an adapter and make it active");
         }
@@ -61,13 +67,19 @@ public final class Trainer {
      */
     public TrainResult train(Dataset data, @Nullable Dataset heldOut, TrainListener listener) {
         checkLengths(data);
-        Loop<Sample> loop = new Loop<>(
-                new Completions(model.base(), options),
+        Loop.share(world, model.trainableParameters());
+        Objective<Sample> objective = new Completions(model.base(), options);
+        try (Run<Sample> run = new Run<>(
+                objective,
                 ParameterGroup.of(trained(model), options.loraPlusRatio()),
                 options,
                 world,
-                checkpoints(model, options));
-        return loop.run(data.samples(), heldOut == null ? null : heldOut.samples(), listener);
+                checkpoints(model, options),
+                data.samples(),
+                heldOut == null ? null : heldOut.samples(),
+                listener)) {
+            return new Loop<>(objective, world).run(run);
+        }
     }
 
     static List<Adapter> trained(LoraModel<CausalLM> model) {
