@@ -22,8 +22,8 @@ final class ChunkedLoss {
 
     private static final int SHARES = 32;
 
-    /** LibTorch's code of a reduction by sum. */
-    private static final long SUM = 2;
+    /** LibTorch's code for no reduction. */
+    private static final long NONE = 0;
 
     private final CausalLM model;
     private final long chunkElements;
@@ -51,6 +51,13 @@ final class ChunkedLoss {
                     hidden.narrow(1, 0, before).reshape(-1, hidden.size(-1)).index_select(0, counted);
             return new Rows(rows, next.index_select(0, counted));
         }
+
+        /** Runs the backward pass of the model below the head. */
+        void backward(Tensor gradient) {
+            if (hidden.requires_grad() && hidden.numel() > 0) {
+                hidden.backward(gradient, new BoolOptional(), false, new TensorArrayRefOptional());
+            }
+        }
     }
 
     private long chunk(long rows) {
@@ -58,31 +65,79 @@ final class ChunkedLoss {
         return Math.max(1, Math.min(byMemory, (rows + SHARES - 1) / SHARES));
     }
 
-    private Tensor sum(Tensor hidden, Tensor next) {
+    /** The cross entropy of each row. */
+    private Tensor losses(Tensor hidden, Tensor next) {
         // Heads with adapters expect (rows, tokens, features).
         Tensor logits = model.logits(hidden.unsqueeze(0)).squeeze(0).to(ScalarType.Float);
-        return torch.cross_entropy_loss(logits, next, new TensorOptional(), SUM, CausalLM.IGNORED, 0.0);
+        return torch.cross_entropy_loss(logits, next, new TensorOptional(), NONE, CausalLM.IGNORED, 0.0);
+    }
+
+    /** Work on some rows, from one on. */
+    private interface Part {
+        void on(long from, long size);
+    }
+
+    private void chunks(long count, Part work) {
+        long step = chunk(count);
+        for (long from = 0; from < count; from += step) {
+            try (PointerScope part = new PointerScope()) {
+                work.on(from, Math.min(step, count - from));
+            }
+        }
+    }
+
+    /** The cross entropy of each row, float32 (N), without gradients. */
+    Tensor values(Rows rows) {
+        try (NoGradGuard noGrad = new NoGradGuard()) {
+            long count = rows.next().size(0);
+            Tensor values = rows.hidden().detach().new_zeros(count).to(ScalarType.Float);
+            chunks(
+                    count,
+                    (from, size) -> values.narrow(0, from, size)
+                            .copy_(losses(
+                                    rows.hidden().detach().narrow(0, from, size),
+                                    rows.next().narrow(0, from, size))));
+            return values;
+        }
     }
 
     /** The summed cross entropy, without gradients. */
     double value(Tensor hidden, Tensor labels) {
-        double total = 0;
         try (NoGradGuard noGrad = new NoGradGuard();
                 PointerScope scope = new PointerScope()) {
-            Rows rows = Rows.of(hidden, labels);
-            long count = rows.next().size(0);
-            long step = chunk(count);
-            for (long from = 0; from < count; from += step) {
-                long size = Math.min(step, count - from);
-                try (PointerScope part = new PointerScope()) {
-                    total += sum(
-                                    rows.hidden().narrow(0, from, size),
-                                    rows.next().narrow(0, from, size))
-                            .item_double();
+            return values(Rows.of(hidden, labels)).to(ScalarType.Double).sum().item_double();
+        }
+    }
+
+    /**
+     * The gradient of a weighted sum of the rows' cross entropies for the hidden states. The head's adapters accumulate
+     * theirs.
+     *
+     * @param weights float32 (N) or of one element for all
+     * @param into (N, H), receives the gradient
+     * @return the summed cross entropy, without weights; if it is not finite, the gradient is not whole
+     */
+    double gradient(Rows rows, Tensor weights, Tensor into) {
+        double[] total = {0};
+        boolean one = weights.numel() == 1;
+        chunks(rows.next().size(0), (from, size) -> {
+            if (!Double.isFinite(total[0])) {
+                return;
+            }
+            try (AutoGradMode grad = new AutoGradMode(true)) {
+                Tensor leaf = rows.hidden().detach().narrow(0, from, size).detach();
+                leaf.set_requires_grad(true);
+                Tensor losses = losses(leaf, rows.next().narrow(0, from, size));
+                total[0] += losses.detach().to(ScalarType.Double).sum().item_double();
+                if (Double.isFinite(total[0])) {
+                    losses.mul(one ? weights : weights.narrow(0, from, size))
+                            .sum()
+                            .backward();
+                    into.narrow(0, from, size).copy_(leaf.grad());
                 }
             }
-        }
-        return total;
+        });
+        return total[0];
     }
 
     /**
@@ -92,31 +147,11 @@ final class ChunkedLoss {
      */
     double backward(Tensor hidden, Tensor labels, double scale) {
         Rows rows = Rows.of(hidden, labels);
-        long count = rows.next().size(0);
-        if (count == 0) {
-            return 0;
-        }
-        Tensor gradient = torch.empty_like(rows.hidden().detach());
-        double total = 0;
-        long step = chunk(count);
-        for (long from = 0; from < count; from += step) {
-            long size = Math.min(step, count - from);
-            try (PointerScope part = new PointerScope();
-                    AutoGradMode grad = new AutoGradMode(true)) {
-                Tensor leaf = rows.hidden().detach().narrow(0, from, size).detach();
-                leaf.set_requires_grad(true);
-                Tensor loss = sum(leaf, rows.next().narrow(0, from, size));
-                double value = loss.item_double();
-                total += value;
-                if (!Double.isFinite(value)) {
-                    return value;
-                }
-                loss.mul(new Scalar(scale)).backward();
-                gradient.narrow(0, from, size).copy_(leaf.grad());
-            }
-        }
-        if (rows.hidden().requires_grad()) {
-            rows.hidden().backward(gradient, new BoolOptional(), false, new TensorArrayRefOptional());
+        Tensor gradient = torch.zeros_like(rows.hidden().detach());
+        double total = gradient(
+                rows, torch.scalar_tensor(new Scalar(scale)).to(gradient.device(), ScalarType.Float), gradient);
+        if (Double.isFinite(total)) {
+            rows.backward(gradient);
         }
         return total;
     }

@@ -1,5 +1,6 @@
 package org.lora4j.train;
 
+import java.util.Arrays;
 import java.util.BitSet;
 
 /** A tokenised example, and which of its tokens are learned; the others are only read. */
@@ -40,6 +41,11 @@ final class Sample {
     int promptLength() {
         int first = learned.nextSetBit(0);
         return first < 0 ? ids.length : first;
+    }
+
+    /** The sample without what lies beyond a length. */
+    Sample cut(int maxLength) {
+        return ids.length <= maxLength ? this : new Sample(Arrays.copyOf(ids, maxLength), learned.get(0, maxLength));
     }
 
     int length(int maxLength) {

@@ -67,16 +67,44 @@ public final class Trainer {
      */
     public TrainResult train(Dataset data, @Nullable Dataset heldOut, TrainListener listener) {
         checkLengths(data);
+        return run(
+                new Completions(model.base(), options),
+                data.samples(),
+                heldOut == null ? null : heldOut.samples(),
+                listener);
+    }
+
+    /**
+     * Trains on preferences (DPO), with the model without its adapters as the reference. The loss is the mean of pairs.
+     *
+     * @param beta how strongly the model is held to the reference, above 0; 0.1 is usual
+     * @throws IllegalArgumentException if beta is not above 0 or packing is on
+     * @throws IllegalStateException as for {@link #train(Dataset, Dataset, TrainListener)}
+     */
+    public TrainResult trainPreferences(
+            PreferencePairs data, @Nullable PreferencePairs heldOut, double beta, TrainListener listener) {
+        if (!(beta > 0) || Double.isInfinite(beta)) {
+            throw new IllegalArgumentException("beta = " + beta + ": must be a number above 0; 0.1 is usual");
+        }
+        if (options.packing()) {
+            throw new IllegalArgumentException(
+                    "TrainOptions.packing = true: preferences are not packed; switch it off");
+        }
+        Objective<PreferencePairs.Pair> objective = new Preferences(model, options, beta);
+        return run(objective, data.pairs(), heldOut == null ? null : heldOut.pairs(), listener);
+    }
+
+    private <T> TrainResult run(
+            Objective<T> objective, List<T> data, @Nullable List<T> heldOut, TrainListener listener) {
         Loop.share(world, model.trainableParameters());
-        Objective<Sample> objective = new Completions(model.base(), options);
-        try (Run<Sample> run = new Run<>(
+        try (Run<T> run = new Run<>(
                 objective,
                 ParameterGroup.of(trained(model), options.loraPlusRatio()),
                 options,
                 world,
                 checkpoints(model, options),
-                data.samples(),
-                heldOut == null ? null : heldOut.samples(),
+                data,
+                heldOut,
                 listener)) {
             return new Loop<>(objective, world).run(run);
         }
