@@ -26,6 +26,7 @@ class Case:
     deviations: tuple = ()  # where a right implementation may differ from PEFT
     merge: bool = True
     same_after_reload: bool = True
+    gradients: bool = False  # whether to keep those of lora_A and lora_B, of half the sum of squares of the output
     halve_output: bool = False  # of attentions, whose output projection PEFT counts twice: then it counts once
 
 
@@ -371,8 +372,6 @@ OTHER_METHODS = {
                  "lin0.weight", target_modules=["lin0"], init_lora_weights="pissa"),
     "olora": toy("mlp", "init_lora_weights olora: loading takes the initial product out of the base weight",
                  "lin0.weight", target_modules=["lin0"], init_lora_weights="olora"),
-    "target_parameters": toy("mlp", "target_parameters: the weight is named, not the layer", "lin0.weight",
-                             target_modules=[], target_parameters=["lin0.weight"]),
     "trainable_tokens": llm("llama", "trainable_token_indices: rows of the embedding are replaced",
                             "model.embed_tokens.weight", trainable_token_indices=[3, 17, 44]),
     "layer_replication": llm("llama", "layer_replication: layers are repeated before the adapter is put on",

@@ -40,6 +40,8 @@ def generate(name: str) -> None:
         expected, layers = _expect(name, case, folder, inputs, made)
         if case.merge:
             expected |= _merged(name, case, folder, inputs, expected)
+        if case.gradients:
+            expected |= _gradients(case, folder, inputs)
     write_tensors(folder / "expected.safetensors", expected)
     write_json(folder / "case.json", _describe(name, case, saved, expected, layers))
 
@@ -75,15 +77,15 @@ def _randomise(model, rng) -> None:
                 parameter.add_(normal(rng, parameter.shape, 0.3).to(parameter.dtype))
 
 
-def _load(case: Case, folder: Path):
+def _load(case: Case, folder: Path, trains: bool = False):
     base = load_base(case.base, getattr(torch, case.dtype))
     names = list(case.adapters)
     where = {n: folder / "adapter" / ("" if n == "default" else n) for n in names}
     model = PeftModel.from_pretrained(
-        base, where[names[0]].as_posix(), adapter_name=names[0], autocast_adapter_dtype=case.autocast
+        base, where[names[0]].as_posix(), adapter_name=names[0], autocast_adapter_dtype=case.autocast, is_trainable=trains
     )
     for other in names[1:]:
-        model.load_adapter(where[other].as_posix(), other, autocast_adapter_dtype=case.autocast)
+        model.load_adapter(where[other].as_posix(), other, autocast_adapter_dtype=case.autocast, is_trainable=trains)
     if case.active:
         model.base_model.set_adapter(list(case.active))
     if case.halve_output:
@@ -156,6 +158,19 @@ def _merged(name: str, case: Case, folder: Path, inputs: torch.Tensor, expected:
     require(difference < limit, f"{name}: merged differs from unmerged by {difference}")
     state = model.state_dict()
     return {"merged." + key: state[key] for key in case.merged}
+
+
+def _gradients(case: Case, folder: Path, inputs: torch.Tensor) -> dict:
+    """The gradients of the active adapters' factors, named `gradient.<adapter>.<key in its file>`."""
+    model = _load(case, folder, trains=True)
+    (model(inputs).float().square().sum() / 2).backward()
+    found = {}
+    for key, parameter in model.named_parameters():
+        if "lora_" in key and parameter.grad is not None:
+            start, adapter, end = key.rsplit(".", 2)
+            found[f"gradient.{adapter}.{start}.{end}"] = parameter.grad
+    require(len(found) > 0, "no factor has a gradient")
+    return found
 
 
 def _describe(name: str, case: Case, saved: dict, expected: dict, layers: dict) -> dict:

@@ -128,6 +128,85 @@ class AttentionNet(nn.Module):
         return self.lin0(self.mha(x, x, x)[0]).transpose(0, 1)
 
 
+class Experts(nn.Module):
+    """Three experts (N, 6) -> (N, 6) with stacked matrices (expert, out, in), and a stack of a single matrix after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(3, 10, 6))
+        self.down_proj = nn.Parameter(torch.empty(3, 6, 5))
+        self.last_proj = nn.Parameter(torch.empty(1, 6, 6))
+
+    def forward(self, x, shares):
+        y = 0
+        for e in range(3):
+            gate, up = self.linear(x, self.gate_up_proj[e]).chunk(2, dim=-1)
+            y = y + shares[..., e : e + 1] * self.linear(torch.relu(gate) * up, self.down_proj[e])
+        return y + self.linear(y, self.last_proj[0])
+
+    def linear(self, x, weight):
+        return nn.functional.linear(x, weight)
+
+
+class TransposedExperts(Experts):
+    """The same with matrices (expert, in, out)."""
+
+    is_transposed = True
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(3, 6, 10))
+        self.down_proj = nn.Parameter(torch.empty(3, 5, 6))
+
+    def linear(self, x, weight):
+        return x @ weight
+
+
+class Router(nn.Module):
+    """(N, 6) -> (N, 3), what share each expert has."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(3, 6))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight).softmax(-1)
+
+
+class MoeBlock(nn.Module):
+    """Experts, a linear layer beside them, and a matrix of its own."""
+
+    def __init__(self, experts):
+        super().__init__()
+        self.mix = nn.Parameter(torch.empty(6, 6))
+        self.router = Router()
+        self.experts = experts
+        self.shared = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.experts(x, self.router(x)) + self.shared(x)
+        return x + nn.functional.linear(y, self.mix)
+
+
+class Moe(nn.Module):
+    """(B, 4, 6) -> (B, 4, 5), two blocks with experts."""
+
+    def __init__(self, experts=Experts):
+        super().__init__()
+        self.layers = nn.ModuleList([MoeBlock(experts()) for _ in range(2)])
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+class TransposedMoe(Moe):
+    def __init__(self):
+        super().__init__(TransposedExperts)
+
+
 TOYS = {
     "attention": AttentionNet,
     "mlp": Mlp,
@@ -139,6 +218,8 @@ TOYS = {
     "conv2d_groups": Conv2dGroupsNet,
     "conv2d_circular": Conv2dCircularNet,
     "conv3d": Conv3dNet,
+    "moe": Moe,
+    "moe_transposed": TransposedMoe,
 }
 
 # Shape of one sample; `embconv` takes token ids.
@@ -153,6 +234,8 @@ SAMPLES = {
     "conv2d_groups": (6, 5, 5),
     "conv2d_circular": (3, 5, 4),
     "conv3d": (2, 5, 4, 3),
+    "moe": (4, 6),
+    "moe_transposed": (4, 6),
 }
 
 

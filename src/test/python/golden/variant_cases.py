@@ -1,4 +1,4 @@
-"""Tables of adapter cases by variant: DoRA, biases on B, and features side by side, over every toy and type."""
+"""Tables of adapter cases by variant: DoRA, biases on B, parameters, and features side by side."""
 
 from adapter_cases import ATTENTION, Case, DOWN1, HALF_EMBEDDING, Q0, llm, toy
 
@@ -226,6 +226,102 @@ def _inits() -> dict:
     return cases
 
 
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+GATE_UP0, EXPERT_DOWN1 = "layers.0.experts.gate_up_proj", "layers.1.experts.down_proj"
+
+
+def _parameter(text: str, *merged: str, base: str = "moe", case: dict | None = None, **config) -> Case:
+    config = {"target_modules": [], "target_parameters": EXPERTS} | config
+    return toy(base, text, *merged, case=dict(gradients=True) | (case or {}), **config)
+
+
+def _parameters() -> dict:
+    both = (GATE_UP0, EXPERT_DOWN1)
+    cases = {
+        "experts": _parameter("one stack of matrices", GATE_UP0, target_parameters=["experts.gate_up_proj"]),
+        "both": _parameter("two stacks of one module", *both),
+        "rank1": _parameter("rank 1", *both, r=1, lora_alpha=4),
+        "rank_large": _parameter("a rank above both sides of the matrices", *both, r=11, lora_alpha=3),
+        "rslora": _parameter("scaling over the root of r", *both, use_rslora=True),
+        "negative_alpha": _parameter("the update is subtracted", *both, lora_alpha=-3),
+        "one_path": _parameter("a full path, which is one parameter", EXPERT_DOWN1, target_parameters=[EXPERT_DOWN1]),
+        "matrices": _parameter("parameters of two dimensions", "layers.0.router.weight",
+                               "layers.1.shared.weight", target_parameters=["router.weight", "shared.weight"]),
+        "own_matrix": _parameter("a matrix of a module that holds others", "layers.1.mix", target_parameters=["mix"]),
+        "single": _parameter("a stack of one matrix", "layers.1.experts.last_proj",
+                             target_parameters=["experts.last_proj", "gate_up_proj"]),
+        "all": _parameter("three stacks of one module and a matrix of another", *both,
+                          "layers.0.router.weight", "layers.1.experts.last_proj",
+                          target_parameters=[*EXPERTS, "last_proj", "router.weight"]),
+        "patterns": _parameter("ranks and alphas by the parameter's path", *both, "layers.1.experts.gate_up_proj",
+                               rank_pattern={"gate_up_proj": 5, "layers.1.experts.down_proj": 1},
+                               alpha_pattern={"layers.1.experts.gate_up_proj": 2.5, r"layers\.0\..*": 9}),
+        "with_modules": _parameter("linear layers beside parameters, some within a wrapped module",
+                                   "head.weight", "layers.1.mix", target_modules=["shared", "head"],
+                                   target_parameters=["mix"],
+                                   case=dict(deviations=("PEFT leaves shared, within a wrapped module, unmerged",))),
+        "experts_with_modules": _parameter("linear layers beside stacks", *both, "layers.0.shared.weight",
+                                           target_modules=["shared"]),
+        "excluded": _parameter("layers_to_transform and exclude_modules do not count", *both, "layers.0.shared.weight",
+                               target_modules=["shared"], exclude_modules=["experts"], layers_to_transform=[0]),
+        "saved_head": _parameter("beside a module saved whole", *both, "head.weight", modules_to_save=["head"],
+                                 case=dict(gradients=False)),
+        "bias_all": _parameter("trained biases, some within a wrapped module", "layers.0.mix", "layers.0.shared.bias",
+                               target_parameters=["mix"], bias="all", case=dict(gradients=False)),
+        "transposed": _parameter("matrices (in, out)", GATE_UP0, base="moe_transposed",
+                                 target_parameters=["gate_up_proj"]),
+        "transposed_both": _parameter("two stacks of matrices (in, out)", *both, base="moe_transposed",
+                                      rank_pattern={"down_proj": 4}),
+        "bfloat16": _parameter("a bfloat16 base", *both, "layers.1.router.weight",
+                               target_parameters=[*EXPERTS, "router.weight"],
+                               case=dict(dtype="bfloat16", roundings=2)),
+        "float16": _parameter("a float16 base", *both, case=dict(dtype="float16", roundings=2)),
+        "transposed_bfloat16": _parameter("matrices (in, out), a bfloat16 base", *both, base="moe_transposed",
+                                          case=dict(dtype="bfloat16", roundings=2)),
+        "linear": toy("mlp", "the weight is named, not the layer", "lin0.weight", target_modules=[],
+                      target_parameters=["lin0.weight"], case=dict(gradients=True)),
+        "embedding": toy("embconv", "an embedding's weight", "emb.weight", target_modules=[],
+                         target_parameters=["emb.weight", "conv1d.weight"], case=dict(gradients=True)),
+        "llama": llm("llama", "weights of a language model, two of one kind by name", Q0, target_modules=[],
+                     target_parameters=["q_proj.weight", "layers.1.mlp.down_proj.weight"]),
+        "llama_with_modules": llm("llama", "default kind of targets beside parameters", Q0, target_modules=["q_proj"],
+                                  target_parameters=["v_proj.weight"]),
+    }
+    one = {"r": 3, "lora_alpha": 5, "target_modules": [], "target_parameters": EXPERTS}
+    two = {"a": one, "b": one | {"r": 2, "use_rslora": True}}
+    path = "toys/moe.safetensors"
+    cases["two"] = Case(path, two, "two active", both, active=("b", "a"), gradients=True)
+    cases["second"] = Case(path, two, "the second active", both, active=("b",), gradients=True)
+    other = {"r": 4, "lora_alpha": 3, "target_modules": ["head"]}
+    cases["beside_modules"] = Case(path, {"a": other, "b": one}, "beside an adapter of modules", (*both, "head.weight"),
+                                   active=("a", "b"), gradients=True)
+    cases["transposed_two"] = Case("toys/moe_transposed.safetensors", two, "two active", both, active=("a", "b"),
+                                   gradients=True)
+    return cases
+
+
+def _tying() -> dict:
+    """Layers that share the embedding's weight follow its adapter. PEFT merges such an adapter twice, so it is not merged."""
+    bare = dict(ensure_weight_tying=True, case=dict(merge=False))
+    saved = dict(ensure_weight_tying=True, target_modules=["q_proj"])
+    both = ("model.embed_tokens.weight", "lm_head.weight")
+    return {
+        "llama": llm("llama_tied", "an adapter on the embedding", target_modules=["embed_tokens", "q_proj"], **bare),
+        "llama_head": llm("llama_tied", "lm_head is named, so the embedding is adapted", target_modules=["lm_head"], **bare),
+        "llama_both": llm("llama_tied", "both are named, rank 1", target_modules=["embed_tokens", "lm_head", "v_proj"],
+                          r=1, **bare),
+        "llama_regex": llm("llama_tied", "a regular expression", target_modules=r".*(q_proj|lm_head)", **bare),
+        "llama_rslora": llm("llama_tied", "scaled over the root of r", target_modules=["embed_tokens"], use_rslora=True,
+                            r=5, **bare),
+        "qwen3": llm("qwen3_tied", "an adapter on the embedding", target_modules=["embed_tokens", "o_proj"], **bare),
+        "llama_saved_head": llm("llama_tied", "lm_head is saved whole, so the embedding is", *both,
+                                modules_to_save=["lm_head"], **saved),
+        "llama_saved": llm("llama_tied", "the embedding is saved whole", *both, modules_to_save=["embed_tokens"], **saved),
+        "llama_untied": llm("llama", "nothing is tied: the setting has no effect", Q0, ensure_weight_tying=True,
+                            target_modules=["q_proj", "embed_tokens"]),
+    }
+
+
 CASES = {f"dora/{n}": c for n, c in _dora().items()}
 CASES |= {f"lora_bias/{n}": c for n, c in _bias().items()}
 CASES |= {f"tokens/{n}": c for n, c in _tokens().items()}
@@ -233,4 +329,6 @@ CASES |= {f"attention/{n}": c for n, c in _attention().items()}
 CASES |= {f"alora/{n}": c for n, c in _alora().items()}
 CASES |= {f"replication/{n}": c for n, c in _replication().items()}
 CASES |= {f"inits/{n}": c for n, c in _inits().items()}
+CASES |= {f"parameters/{n}": c for n, c in _parameters().items()}
 CASES |= {f"combos/{n}": c for n, c in _combos().items()}
+CASES |= {f"tying/{n}": c for n, c in _tying().items()}

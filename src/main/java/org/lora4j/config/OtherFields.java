@@ -24,8 +24,10 @@ final class OtherFields {
     private static final Set<String> HARMLESS = Set.of(
             "alora_invocation_tokens",
             "auto_mapping",
+            "ensure_weight_tying",
             "lora_bias",
             "use_dora",
+            "target_parameters",
             "trainable_token_indices",
             "corda_config",
             "eva_config",

@@ -18,6 +18,7 @@ public final class ActiveAdapters {
     private volatile boolean enabled = true;
     private volatile FusedMode fused = FusedMode.AUTO;
     private final Map<String, Generator> generators = new ConcurrentHashMap<>();
+    private volatile @Nullable MergeChoice mergeChoice;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
     private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
 
@@ -75,6 +76,15 @@ public final class ActiveAdapters {
         } else {
             generators.put(adapter, generator);
         }
+    }
+
+    /** What adapters are merged into where layers are quantized; null while nobody has chosen. */
+    public @Nullable MergeChoice mergeChoice() {
+        return mergeChoice;
+    }
+
+    public void mergeChoice(MergeChoice choice) {
+        mergeChoice = choice;
     }
 
     /** The adapters of the batch this thread is working on, or null if all rows use the active ones. */

@@ -89,7 +89,7 @@ final class FusedPass extends FunctionPostHook {
         if (GradMode.is_enabled()) {
             throw new IllegalStateException(
                     "layer '" + path + "' computes no second derivatives on the fused path: call"
-                            + " LoraModel.fused(FusedMode.OFF) before a backward pass with create_graph");
+                            + " LoraModel.training().mode(FusedMode.OFF) before a backward pass with create_graph");
         }
         if (rebuild != null) {
             rebuild.forget();
@@ -120,20 +120,8 @@ final class FusedPass extends FunctionPostHook {
                     weights,
                     part.dropout() == null ? null : part.dropout().again(),
                     new LowRankStep.Gradients(
-                            gradient(weights.a()), gradient(weights.b()), dx.narrow(0, part.from(), part.rows())));
+                            weights.gradientA(), weights.gradientB(), dx.narrow(0, part.from(), part.rows())));
         }
-    }
-
-    /** The gradient a leaf accumulates, made as zeros if there is none yet; null if the leaf does not train. */
-    private static @Nullable Tensor gradient(Tensor leaf) {
-        if (!leaf.requires_grad()) {
-            return null;
-        }
-        Tensor gradient = leaf.mutable_grad();
-        if (!gradient.defined()) {
-            gradient.put(org.bytedeco.pytorch.global.torch.zeros_like(leaf.detach()));
-        }
-        return gradient.detach();
     }
 
     private void check(int before, Tensor tensor, String what) {

@@ -47,6 +47,12 @@ final class Init {
         try (NoGradGuard noGrad = new NoGradGuard()) {
             Start start = given == null ? start(layer, config) : given;
             Tensor residual = start.residual();
+            if (residual != null && layer.original() instanceof QuantizedLinear) {
+                throw cannot(
+                        layer,
+                        config,
+                        "changes the base weight, which is quantized: quantize after saving the residual model instead");
+            }
             LoraWeights weights = with(layer, config, start.a(), start.b(), residual);
             if (residual == null) {
                 return new Fresh(weights, null);

@@ -1,14 +1,12 @@
 package org.lora4j.layer;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import java.util.function.Consumer;
-import java.util.stream.IntStream;
 import org.bytedeco.pytorch.Generator;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
@@ -28,6 +26,7 @@ public final class LayerAdapters {
     private final String path;
     private final ActiveAdapters active;
     private final PathTaken taken;
+    private final Reach reach;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
     private final Map<String, TokenRows> tokens = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
@@ -35,6 +34,8 @@ public final class LayerAdapters {
     private @Nullable Tensor unmerged;
     /** Likewise the bias, if a merged adapter changes it. */
     private @Nullable Tensor unmergedBias;
+    /** The base's weight if it is quantized, once it was asked for. */
+    private @Nullable QuantizedBase quantized;
 
     /** Sees the inputs of the layer while an initialisation collects statistics; null otherwise. */
     private volatile @Nullable Consumer<Tensor> probe;
@@ -43,6 +44,7 @@ public final class LayerAdapters {
         this.path = path;
         this.active = active;
         this.taken = new PathTaken(path, active);
+        this.reach = new Reach(path, active);
     }
 
     String path() {
@@ -66,6 +68,16 @@ public final class LayerAdapters {
     /** Whether an adapter has factors or rows here. */
     public boolean has(String adapter) {
         return weights.containsKey(adapter) || tokens.containsKey(adapter);
+    }
+
+    /** Whether all that is merged here are the weights of another layer, transposed; false if nothing is. */
+    public boolean mergedFollowing() {
+        return !merged.isEmpty()
+                && merged.stream()
+                                .flatMap(name -> named(name).stream())
+                                .filter(LoraWeights::isFollowing)
+                                .count()
+                        == merged.size();
     }
 
     /** @throws IllegalArgumentException if this layer has no such adapter */
@@ -157,17 +169,17 @@ public final class LayerAdapters {
         }
         if (inUse.size() == 1 && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = List.of(inUse.get(0).lowRank());
-            update(x, y, reached(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
+            update(x, y, reach.among(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
             return y;
         }
         taken.noteOther(layer, inUse);
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
-            y = whereReached(each, x, y, null, (in, out) -> updated(layer, each, in, out));
+            y = reach.where(each, x, y, null, (in, out) -> updated(layer, each, in, out));
         }
         for (LoraWeights each : inUse) {
             if (each.bias() != null) {
-                y = whereReached(each, x, y, null, (in, out) -> biased(layer, each, out));
+                y = reach.where(each, x, y, null, (in, out) -> biased(layer, each, out));
             }
         }
         return y.to(type);
@@ -242,61 +254,6 @@ public final class LayerAdapters {
         return active.has(defect);
     }
 
-    /** A change of a layer's output, given its input. */
-    private interface Change {
-        Tensor apply(Tensor x, Tensor y);
-    }
-
-    /**
-     * The output with a change at some rows, or all if null; for an activated adapter at the vectors of those rows that its
-     * invocation reaches.
-     */
-    private Tensor whereReached(LoraWeights weights, Tensor x, Tensor y, long @Nullable [] rows, Change change) {
-        if (weights.invocationTokens().isEmpty()) {
-            return rows == null ? change.apply(x, y) : changed(rows, x, y, change);
-        }
-        boolean[] reached = invocation(weights).reached(path, weights.invocationTokens(), y);
-        int perRow = reached.length / (int) Math.max(y.size(0), 1);
-        long[] vectors = IntStream.range(0, reached.length)
-                .filter(i -> reached[i] && (rows == null || Arrays.binarySearch(rows, i / perRow) >= 0))
-                .asLongStream()
-                .toArray();
-        return changed(vectors, x.reshape(-1, x.size(-1)), y.reshape(-1, y.size(-1)), change)
-                .view(Tensors.shape(y));
-    }
-
-    /** The output with a change at some places along the first dimension. */
-    private static Tensor changed(long[] places, Tensor x, Tensor y, Change change) {
-        Tensor at = Tensor.create(places).to(y.device(), torch.ScalarType.Long);
-        Tensor after = change.apply(x.index_select(0, at), y.index_select(0, at));
-        return y.to(Tensors.type(after)).index_copy(0, at, after);
-    }
-
-    /** What the vectors of an output get, but for those an activated adapter does not apply to: these get -1. */
-    private int[] reached(List<LoraWeights> table, Tensor y, int[] index) {
-        for (int slot = 0; slot < table.size(); slot++) {
-            List<Integer> tokens = table.get(slot).invocationTokens();
-            if (!tokens.isEmpty()) {
-                boolean[] reached = invocation(table.get(slot)).reached(path, tokens, y);
-                for (int i = 0; i < index.length; i++) {
-                    index[i] = index[i] == slot && !reached[i] ? -1 : index[i];
-                }
-            }
-        }
-        return index;
-    }
-
-    private Invocation invocation(LoraWeights weights) {
-        Invocation invocation = active.invocation();
-        if (invocation == null) {
-            throw new IllegalStateException(
-                    "layer '" + path + "' applies an adapter that starts at its invocation tokens "
-                            + weights.invocationTokens() + ", but the tokens of this pass are not known: open "
-                            + "LoraModel.invocation(inputIds) around the forward pass, on its thread");
-        }
-        return invocation;
-    }
-
     /** After all updates, since DoRA rescales no bias, as in a merged weight. */
     private static Tensor biased(LoraLayer layer, LoraWeights weights, Tensor y) {
         Tensor bias = weights.bias();
@@ -341,7 +298,7 @@ public final class LayerAdapters {
         for (String name : tokens.isEmpty() ? List.<String>of() : rows.distinct()) {
             TokenRows found = tokens.get(name);
             if (found != null) {
-                y = changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
+                y = Reach.changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
             }
         }
         List<LoraWeights> inUse = rows.distinct().stream()
@@ -352,7 +309,7 @@ public final class LayerAdapters {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);
-            update(x, y, reached(inUse, y, index), table);
+            update(x, y, reach.among(inUse, y, index), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
@@ -363,12 +320,12 @@ public final class LayerAdapters {
             }
             boolean twice = active.has(PeftCompat.ROWS_ROUND_TWICE)
                     && each.invocationTokens().isEmpty();
-            Change change = (in, before) -> {
+            Reach.Change change = (in, before) -> {
                 Tensor wide = twice ? before.to(Tensors.type(each.a())) : before;
                 Tensor after = biased(layer, each, updated(layer, each, in, wide));
                 return twice ? before.add(after.sub(before).to(type)) : after.to(type);
             };
-            y = whereReached(each, x, y, rows.rowsOf(name), change);
+            y = reach.where(each, x, y, rows.rowsOf(name), change);
         }
         return y;
     }
@@ -401,9 +358,26 @@ public final class LayerAdapters {
         return weights.dropout() > 0 && layer.original().is_training();
     }
 
-    /** The weight without any merged adapter. */
+    /** The weight without any merged adapter; of a quantized layer what it stands for. */
     Tensor unmergedWeight(LoraLayer layer) {
+        QuantizedBase base = quantized(layer);
+        if (base != null) {
+            return base.unmerged();
+        }
         return unmerged == null ? layer.weight() : unmerged;
+    }
+
+    /** The quantized weight under the layer, or null. */
+    private @Nullable QuantizedBase quantized(LoraLayer layer) {
+        if (quantized == null) {
+            quantized = QuantizedBase.of(layer);
+        }
+        return quantized;
+    }
+
+    /** How large the errors of the last merge into a quantized weight are, or null if there was none. */
+    public @Nullable MergeReport mergeReport() {
+        return quantized == null ? null : quantized.report();
     }
 
     /** See {@link LoraLayer#merge}. */
@@ -432,7 +406,11 @@ public final class LayerAdapters {
                 throw new IllegalStateException("cannot merge " + wanted + " into layer '" + path
                         + "': an adapter has a bias on B and the base layer has none to add it to; keep it unmerged");
             }
-            Tensor original = unmerged == null ? Tensors.keep(layer.weight().detach()) : unmerged;
+            QuantizedBase base = quantized(layer);
+            Tensor original = base != null ? base.start() : unmerged;
+            if (original == null) {
+                original = Tensors.keep(layer.weight().detach());
+            }
             Tensor originalBias = unmergedBias;
             Tensor replaced = original;
             for (String name : wanted) {
@@ -451,11 +429,15 @@ public final class LayerAdapters {
                 throw new ArithmeticException("merging " + wanted + " into layer '" + path
                         + "' gives NaN or infinite weights: the adapter seems broken; check its values and scale");
             }
-            layer.weight().set_data(result);
+            if (base == null) {
+                layer.weight().set_data(result);
+                unmerged = original;
+            } else {
+                base.put(result, adapters);
+            }
             if (bias != null && resultBias != null) {
                 bias.set_data(resultBias);
             }
-            unmerged = original;
             unmergedBias = originalBias;
             merged.clear();
             merged.addAll(wanted);
@@ -470,15 +452,25 @@ public final class LayerAdapters {
     void unmerge(LoraLayer layer) {
         if (unmerged != null) {
             layer.weight().set_data(unmerged);
-            if (unmergedBias != null) {
-                Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
-            }
-            keepMerged();
         }
+        if (quantized != null) {
+            quantized.undo();
+        }
+        if (unmergedBias != null) {
+            Objects.requireNonNull(layer.bias()).set_data(unmergedBias);
+        }
+        forgetUnmerged();
     }
 
     /** See {@link LoraLayer#keepMerged}. */
     void keepMerged() {
+        if (quantized != null) {
+            quantized.keep();
+        }
+        forgetUnmerged();
+    }
+
+    private void forgetUnmerged() {
         if (unmerged != null) {
             unmerged.close();
             unmerged = null;

@@ -32,8 +32,13 @@ public final class LivePasses {
     /** Notes that a pass's backward has run; it is freed once its graph is. */
     static synchronized void hasRun(FusedPass pass) {
         sweep(RUN);
-        if (PENDING.removeLastOccurrence(pass)) {
-            RUN.add(pass);
+        // Not by equals(), which compares the addresses of C++ objects: a new one may be where a freed one was.
+        for (Iterator<FusedPass> each = PENDING.descendingIterator(); each.hasNext(); ) {
+            if (each.next() == pass) {
+                each.remove();
+                RUN.add(pass);
+                return;
+            }
         }
     }
 

@@ -26,7 +26,8 @@ public sealed interface LoraLayer
                 LoraConv2d,
                 LoraConv3d,
                 LoraMultiheadAttention,
-                LoraAttentionOutput {
+                LoraAttentionOutput,
+                LoraParameter {
     /** The dotted path of the module in the base model. */
     default String path() {
         return adapters().path();
@@ -123,7 +124,10 @@ public sealed interface LoraLayer
         return List.of();
     }
 
-    /** Whether another layer applies this one's adapters: it stands in for no object of the model then. */
+    /**
+     * Whether another layer applies this one's adapters, or they are in a parameter that its module uses: it stands in for no
+     * object of the model then.
+     */
     default boolean isPart() {
         return false;
     }
@@ -187,6 +191,21 @@ public sealed interface LoraLayer
     }
 
     /**
+     * Brings the weight in line with the adapters in use, for layers whose weight they are part of while they are active:
+     * after the active adapters, their factors or scales have changed.
+     */
+    default void refresh() {}
+
+    /** Takes the adapters in use out of the weight, bit for bit, until the next {@link #refresh}. */
+    default void suspend() {}
+
+    /** The change {@code s B A} that an adapter without magnitude makes to the {@link #matrix} of the weight, in its type. */
+    default Tensor update(LoraWeights weights) {
+        LowRank update = weights.lowRank();
+        return update.b().matmul(update.a()).mul(new Scalar(update.scale()));
+    }
+
+    /**
      * The change an adapter makes to the weight, as a matrix: {@code scale * B A}, shape (out, in), in the adapter's
      * type.
      */
@@ -196,7 +215,6 @@ public sealed interface LoraLayer
             Tensor base = adapters().unmergedWeight(this);
             return Merging.dora(this, base, weights).sub(matrix(base));
         }
-        LowRank update = weights.lowRank();
-        return update.b().matmul(update.a()).mul(new Scalar(update.scale()));
+        return update(weights);
     }
 }

@@ -9,6 +9,7 @@ import java.util.Objects;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.ops.LowRank;
@@ -60,7 +61,10 @@ public final class LoraWeights implements AutoCloseable {
     private final @Nullable RowNorms norms;
 
     private @Nullable Factors initial;
+    private @Nullable Runnable newScale;
     private boolean frozenB;
+    /** The weights whose transposes these are, or null. */
+    private final @Nullable LoraWeights source;
 
     /** As {@link #LoraWeights(LoraConfig, String, Map)} with nothing but the factors. */
     public LoraWeights(LoraConfig config, String path, Tensor a, Tensor b) {
@@ -88,16 +92,78 @@ public final class LoraWeights implements AutoCloseable {
         this.scale = Tensors.keep(new Scalar(scaling));
         this.dropout = config.loraDropout();
         this.invocationTokens = config.invocationTokens();
+        this.source = null;
+    }
+
+    private LoraWeights(LoraWeights source) {
+        this.source = source;
+        this.rank = source.rank;
+        this.a = source.a;
+        this.b = source.b;
+        this.norms = null;
+        this.initialScale = source.initialScale;
+        this.scaling = source.scaling;
+        this.scale = Tensors.keep(new Scalar(scaling));
+        this.dropout = source.dropout;
+        this.invocationTokens = source.invocationTokens;
+    }
+
+    /**
+     * The weights of an output layer (vocabulary, dimension) that shares the weight of an embedding, and with {@code
+     * ensure_weight_tying} also its adapter: {@code A = B_e^T}, {@code B = A_e^T} with the same scale, so that both layers
+     * have the same update. They are views of the embedding's factors, whose gradients get both layers' parts; there is
+     * nothing to train here. PEFT trains the shared memory twice, through two parameters.
+     *
+     * @param embedding the embedding's weights, which must live as long as these
+     * @throws IllegalArgumentException if they have more than factors
+     */
+    public static LoraWeights following(LoraWeights embedding) {
+        if (!embedding.isPlain()) {
+            throw new IllegalArgumentException("ensure_weight_tying ties A and B, but the adapter also has "
+                    + embedding.parts.keySet() + ", which differ between an embedding and an output layer: leave out"
+                    + " use_dora, or ensure_weight_tying");
+        }
+        return new LoraWeights(embedding);
+    }
+
+    /** Whether these are those of another layer, transposed. */
+    public boolean isFollowing() {
+        return source != null;
     }
 
     /** The factor A; see the class for shapes. */
     public Tensor a() {
-        return a;
+        return source == null ? a : source.b().t();
     }
 
     /** The factor B; see the class for shapes. */
     public Tensor b() {
-        return b;
+        return source == null ? b : source.a().t();
+    }
+
+    /** What A's gradient accumulates in, zeros if there was none; null if A does not train. */
+    @Nullable
+    Tensor gradientA() {
+        Tensor gradient = source == null ? gradient(a) : source.gradientB();
+        return source == null || gradient == null ? gradient : gradient.t();
+    }
+
+    /** Likewise of B. */
+    @Nullable
+    Tensor gradientB() {
+        Tensor gradient = source == null ? gradient(b) : source.gradientA();
+        return source == null || gradient == null ? gradient : gradient.t();
+    }
+
+    private static @Nullable Tensor gradient(Tensor leaf) {
+        if (!leaf.requires_grad()) {
+            return null;
+        }
+        Tensor gradient = leaf.mutable_grad();
+        if (!gradient.defined()) {
+            gradient.put(torch.zeros_like(leaf.detach()));
+        }
+        return gradient.detach();
     }
 
     /** The bias on B, or null. */
@@ -112,12 +178,18 @@ public final class LoraWeights implements AutoCloseable {
 
     /** All tensors, A and B first. */
     public Map<Part, Tensor> parts() {
+        if (source != null) {
+            Map<Part, Tensor> transposed = new EnumMap<>(Part.class);
+            transposed.put(Part.A, a());
+            transposed.put(Part.B, b());
+            return transposed;
+        }
         return Collections.unmodifiableMap(parts);
     }
 
     /** Whether the update is {@code s B A} and nothing else. */
     public boolean isPlain() {
-        return parts.size() == 2;
+        return source != null || parts.size() == 2;
     }
 
     /** The factors the adapter started with, where they hold a part of the base weight; else null. */
@@ -174,6 +246,14 @@ public final class LoraWeights implements AutoCloseable {
         scaling = value;
         scale = Tensors.keep(new Scalar(value));
         old.close();
+        if (newScale != null) {
+            newScale.run();
+        }
+    }
+
+    /** Runs something whenever the scale is set. */
+    void onNewScale(Runnable listener) {
+        newScale = listener;
     }
 
     public double dropout() {
@@ -187,7 +267,7 @@ public final class LoraWeights implements AutoCloseable {
 
     /** The update as matrices: A (r, in), B (out, r), where a convolution's A is flattened. Views, not copies. */
     public LowRank lowRank() {
-        return new LowRank(matrix(a), matrix(b), scaling);
+        return new LowRank(matrix(a()), matrix(b()), scaling);
     }
 
     Scalar scaleScalar() {
@@ -205,7 +285,7 @@ public final class LoraWeights implements AutoCloseable {
 
     /** Whether any of the tensors gets gradients now. */
     boolean requiresGrad() {
-        return parts.values().stream().anyMatch(Tensor::requires_grad);
+        return source == null ? parts.values().stream().anyMatch(Tensor::requires_grad) : source.requiresGrad();
     }
 
     void requiresGrad(boolean requires) {

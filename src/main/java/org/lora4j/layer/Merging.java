@@ -1,11 +1,9 @@
 package org.lora4j.layer;
 
 import java.util.List;
-import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.lora4j.config.PeftCompat;
-import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Ops;
 import org.lora4j.ops.Tensors;
 
@@ -96,8 +94,7 @@ final class Merging {
         Tensor matrix = layer.matrix(result);
         for (LoraWeights each : adapters) {
             if (each.magnitude() == null) {
-                LowRank update = each.lowRank();
-                Tensor delta = update.b().matmul(update.a()).mul(new Scalar(update.scale()));
+                Tensor delta = layer.update(each);
                 for (int i = 0; i < layer.repeats(); i++) {
                     matrix.add_(delta.to(Tensors.type(matrix)));
                 }

@@ -30,6 +30,8 @@ public final class QuantizedLinear extends LinearImpl {
     private final @Nullable ScalarType computeType;
     private final InputGradient gradient;
     private QuantizedWeight quantized;
+    /** A full weight to compute with instead, such as a merged one; null for none. */
+    private volatile @Nullable Tensor held;
 
     private QuantizedLinear(LinearImpl original, QuantizedWeight quantized, @Nullable ScalarType computeType) {
         super((Pointer) original);
@@ -141,9 +143,34 @@ public final class QuantizedLinear extends LinearImpl {
         return old;
     }
 
+    /**
+     * Computes with a full weight from now on, until this is called with null; the quantized one is kept.
+     *
+     * @param weight (out, in), taken over
+     */
+    void hold(@Nullable Tensor weight) {
+        Tensor old = held;
+        held = weight == null ? null : Tensors.keep(weight);
+        if (old != null) {
+            old.close();
+        }
+    }
+
+    /** A plain layer over the same module with the full weight this one holds, which is closed; itself if it holds none. */
+    public LinearImpl settled() {
+        Tensor full = held;
+        if (full == null) {
+            return this;
+        }
+        LinearImpl plain = toLinear(full);
+        close();
+        return plain;
+    }
+
     /** The weight the layer computes with, (out, in), in the caller's scope. */
     public Tensor dequantized(ScalarType type) {
-        return quantized().dequantize(type);
+        Tensor full = held;
+        return full == null ? quantized().dequantize(type) : full.detach().to(type);
     }
 
     /**
@@ -195,17 +222,17 @@ public final class QuantizedLinear extends LinearImpl {
         }
         ScalarType type = Tensors.type(x);
         ScalarType compute = computeType == null ? type : computeType;
-        return Scopes.within(() -> output(weight, x.to(compute)).to(type));
+        return Scopes.within(() -> output(x.to(compute)).to(type));
     }
 
-    private Tensor output(QuantizedWeight weight, Tensor x) {
+    private Tensor output(Tensor x) {
         Tensor bias = bias();
         Tensor typedBias = bias.defined() ? bias.to(Tensors.type(x)) : bias;
         boolean recordsBias = GradMode.is_enabled() && bias.defined() && bias.requires_grad();
         boolean addsBias = bias.defined() && !recordsBias;
         Tensor y;
         try (NoGradGuard noGrad = new NoGradGuard();
-                Tensor dense = weight.dequantize(Tensors.type(x))) {
+                Tensor dense = dequantized(Tensors.type(x))) {
             y = addsBias ? torch.linear(x, dense, typedBias) : torch.linear(x, dense);
         }
         if (GradMode.is_enabled() && x.requires_grad()) {
@@ -222,5 +249,6 @@ public final class QuantizedLinear extends LinearImpl {
     public synchronized void close() {
         gradient.end();
         quantized.close();
+        hold(null);
     }
 }

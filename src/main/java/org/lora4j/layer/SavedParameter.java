@@ -1,5 +1,10 @@
 package org.lora4j.layer;
 
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.Set;
+import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Tensor;
 import org.jspecify.annotations.Nullable;
@@ -18,6 +23,10 @@ public final class SavedParameter implements AutoCloseable {
     private final boolean trains;
     /** The base model's data while the copy is in its place. */
     private @Nullable Tensor base;
+    /** Layers that compute with this parameter too while it is active, with their own weights. */
+    private final Map<String, Follower> following = new LinkedHashMap<>();
+
+    private record Follower(LinearImpl layer, Tensor own) {}
 
     /**
      * @param parameter the parameter in the base model
@@ -58,11 +67,28 @@ public final class SavedParameter implements AutoCloseable {
         return parameter;
     }
 
+    /**
+     * Makes a layer compute with this parameter while it is active, so that both use and train one copy: what {@code
+     * ensure_weight_tying} asks of a layer that shares the parameter's memory in the base model.
+     *
+     * @param path the layer's
+     * @param layer outlives this object
+     */
+    public void follow(String path, LinearImpl layer) {
+        following.put(path, new Follower(layer, Tensors.keep(new Tensor(layer.weight()))));
+    }
+
+    /** The paths of the layers that compute with this parameter too. */
+    public Set<String> following() {
+        return Collections.unmodifiableSet(following.keySet());
+    }
+
     /** Puts the copy into the model; does nothing if it is there. */
     public void activate() {
         if (base == null) {
             base = Tensors.keep(parameter.detach());
             parameter.set_data(copy);
+            following.values().forEach(each -> each.layer().weight(parameter));
         }
     }
 
@@ -70,6 +96,7 @@ public final class SavedParameter implements AutoCloseable {
     public void deactivate() {
         if (base != null) {
             parameter.set_requires_grad(false);
+            following.values().forEach(each -> each.layer().weight(each.own()));
             parameter.set_data(base);
             base.close();
             base = null;
@@ -79,6 +106,10 @@ public final class SavedParameter implements AutoCloseable {
     /** Leaves the copy in the model for good: the base model's data is released. */
     public void keepActive() {
         activate();
+        following.values().forEach(each -> {
+            each.own().set_data(copy);
+            each.layer().weight(each.own());
+        });
         if (base != null) {
             base.close();
             base = null;
@@ -93,6 +124,7 @@ public final class SavedParameter implements AutoCloseable {
     @Override
     public void close() {
         deactivate();
+        following.values().forEach(each -> each.own().close());
         parameter.close();
         copy.close();
     }

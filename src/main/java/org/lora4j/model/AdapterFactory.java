@@ -58,13 +58,19 @@ final class AdapterFactory {
         Map<String, LoraLayer> targets = resolved.equals(given) ? all : injector.among(all, resolved);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
+        Map<String, String> following = injector.following(resolved, targets.keySet());
         targets.forEach((path, layer) -> {
+            if (following.containsKey(path)) {
+                weights.put(path, follow(weights, following.get(path)));
+                return;
+            }
             Fresh fresh = layer.fresh(resolved, found.starts().get(path));
             weights.put(path, fresh.weights());
             residual(saved, layer, fresh);
         });
         injector.saved(resolved, targets.keySet(), path -> false)
                 .forEach((path, parameter) -> saved.put(path, new SavedParameter(parameter, parameter)));
+        follow(resolved, saved);
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
         Map<String, TokenRows> tokens = new LinkedHashMap<>();
         Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
@@ -75,6 +81,26 @@ final class AdapterFactory {
             tokens.put(path, new TokenRows(path, weight, ids, rows.to(own.get(0).factorType())));
         });
         return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
+    }
+
+    private static LoraWeights follow(Map<String, LoraWeights> weights, @Nullable String embedding) {
+        return LoraWeights.following(Objects.requireNonNull(weights.get(embedding), "the embedding comes first"));
+    }
+
+    /** Lets layers that share the weight of a saved embedding compute with its copy. */
+    private void follow(LoraConfig config, Map<String, SavedParameter> saved) {
+        List<String> modules =
+                saved.keySet().stream().map(AdapterFactory::module).toList();
+        injector.following(config, modules).forEach((path, embedding) -> {
+            SavedParameter copy = saved.get(embedding + ".weight");
+            if (copy != null) {
+                copy.follow(path, injector.linear(path));
+            }
+        });
+    }
+
+    private static String module(String parameter) {
+        return parameter.substring(0, Math.max(0, parameter.lastIndexOf('.')));
     }
 
     private static void residual(Map<String, SavedParameter> saved, LoraLayer layer, Fresh fresh) {
@@ -123,22 +149,35 @@ final class AdapterFactory {
     private Made loadedHere(String name, LoraConfig config, Path folder) throws IOException {
         LoraConfig resolved = injector.resolve(config);
         Map<String, LoraLayer> targets = injector.targets(resolved);
-        Set<String> keys = AdapterFiles.keys(folder);
-        Map<String, Tensor> parameters = injector.saved(
-                resolved, targets.keySet(), path -> keys.contains(AdapterFiles.savedKey(path, targets.keySet())));
+        Set<String> present = AdapterFiles.keys(folder);
+        FileKeys keys = new FileKeys(targets.values());
+        Map<String, Tensor> parameters =
+                injector.saved(resolved, targets.keySet(), path -> present.contains(keys.saved(path)));
         Map<String, LoraLayer> layers = new LinkedHashMap<>(targets);
         Map<String, List<LoraLayer>> tied = injector.tokenLayers(resolved, layers);
         Map<String, long[]> ids = new LinkedHashMap<>();
-        tied.forEach((path, own) -> ids.put(path, ids(resolved, path, own.get(0))));
+        tied.forEach((path, sharing) -> ids.put(path, ids(resolved, path, sharing.get(0))));
         boolean lenient = injector.active().has(PeftCompat.LENIENT_KEYS);
-        Map<String, Tensor> values = AdapterFiles.read(
-                folder, resolved, targets, parameters, tokenShapes(tied, ids), Parameters.of(base), lenient);
+        Map<String, String> following = injector.following(resolved, targets.keySet());
+        Map<String, LoraLayer> own = new LinkedHashMap<>(targets);
+        own.keySet().removeAll(following.keySet());
+        var contents = new AdapterFiles.Contents(
+                own,
+                keys,
+                parameters,
+                tokenShapes(keys, tied, ids),
+                repeats(keys, resolved, targets, following, parameters));
+        Map<String, Tensor> values = AdapterFiles.read(folder, resolved, contents, Parameters.of(base), lenient);
         Map<String, LoraWeights> weights = new LinkedHashMap<>();
         Map<String, SavedParameter> saved = new LinkedHashMap<>();
         targets.forEach((path, layer) -> {
+            if (following.containsKey(path)) {
+                weights.put(path, follow(weights, following.get(path)));
+                return;
+            }
             Map<LoraWeights.Part, Tensor> parts = new LinkedHashMap<>();
             LoraWeights.Part.of(resolved).forEach(part -> {
-                Tensor value = values.get(AdapterFiles.key(layer, part));
+                Tensor value = values.get(keys.factor(layer, part));
                 if (value != null) {
                     parts.put(part, own(value, layer));
                 }
@@ -146,10 +185,10 @@ final class AdapterFactory {
             if (parts.size() < LoraWeights.Part.of(resolved).size()) {
                 layer.newWeights(resolved).parts().forEach(parts::putIfAbsent);
             }
-            LoraWeights own = new LoraWeights(resolved, layer.configPath(), parts);
-            weights.put(path, own);
+            LoraWeights made = new LoraWeights(resolved, layer.configPath(), parts);
+            weights.put(path, made);
             if (resolved.initLoraWeights().kind() == InitLoraWeights.Kind.MICA) {
-                own.freezeB();
+                made.freezeB();
             }
             if (resolved.initLoraWeights().changesBase()) {
                 // As PEFT does: the start is computed anew, since the file has only what came of it.
@@ -157,31 +196,53 @@ final class AdapterFactory {
                 residual(saved, layer, fresh);
                 Factors initial = fresh.weights().initial();
                 if (initial != null) {
-                    own.initial(new Factors(initial.a().clone(), initial.b().clone()));
+                    made.initial(new Factors(initial.a().clone(), initial.b().clone()));
                 }
                 fresh.weights().close();
             }
         });
-        parameters.forEach((path, parameter) -> saved.put(
-                path,
-                new SavedParameter(
-                        parameter, values.getOrDefault(AdapterFiles.savedKey(path, targets.keySet()), parameter))));
+        parameters.forEach((path, parameter) ->
+                saved.put(path, new SavedParameter(parameter, values.getOrDefault(keys.saved(path), parameter))));
+        follow(resolved, saved);
         Map<String, TokenRows> tokens = new LinkedHashMap<>();
-        tied.forEach((path, own) -> {
-            Tensor weight = own.get(0).weight();
+        tied.forEach((path, sharing) -> {
+            Tensor weight = sharing.get(0).weight();
             long[] indices = Objects.requireNonNull(ids.get(path));
-            Tensor value = values.get(AdapterFiles.tokenKey(path));
+            Tensor value = values.get(keys.tokens(path));
             if (value == null) {
                 value = weight.detach().index_select(0, Tensor.create(indices).to(weight.device(), ScalarType.Long));
             }
-            tokens.put(path, new TokenRows(path, weight, indices, own(value, own.get(0))));
+            tokens.put(path, new TokenRows(path, weight, indices, own(value, sharing.get(0))));
         });
         return new Made(new Adapter(name, resolved, weights, saved, tokens), layers, tied);
     }
 
-    private static Map<String, long[]> tokenShapes(Map<String, List<LoraLayer>> tied, Map<String, long[]> ids) {
+    /** The keys that repeat tensors of an embedding for layers that follow it, with the keys they repeat. */
+    private Map<String, String> repeats(
+            FileKeys keys,
+            LoraConfig config,
+            Map<String, LoraLayer> targets,
+            Map<String, String> following,
+            Map<String, Tensor> saved) {
+        Map<String, String> repeats = new LinkedHashMap<>();
+        following.forEach((path, embedding) -> {
+            LoraLayer layer = Objects.requireNonNull(targets.get(path));
+            LoraLayer source = Objects.requireNonNull(targets.get(embedding));
+            repeats.put(keys.factor(layer, LoraWeights.Part.A), keys.factor(source, LoraWeights.Part.B));
+            repeats.put(keys.factor(layer, LoraWeights.Part.B), keys.factor(source, LoraWeights.Part.A));
+        });
+        List<String> modules =
+                saved.keySet().stream().map(AdapterFactory::module).toList();
+        injector.following(config, modules)
+                .forEach((path, embedding) ->
+                        repeats.put(keys.saved(path + ".weight"), keys.saved(embedding + ".weight")));
+        return repeats;
+    }
+
+    private static Map<String, long[]> tokenShapes(
+            FileKeys keys, Map<String, List<LoraLayer>> tied, Map<String, long[]> ids) {
         Map<String, long[]> shapes = new LinkedHashMap<>();
-        tied.forEach((path, own) -> shapes.put(AdapterFiles.tokenKey(path), new long[] {
+        tied.forEach((path, own) -> shapes.put(keys.tokens(path), new long[] {
             Objects.requireNonNull(ids.get(path)).length, own.get(0).weight().size(1)
         }));
         return shapes;

@@ -20,7 +20,6 @@ import org.lora4j.format.AdapterFolder;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.Conversion;
 import org.lora4j.layer.Factors;
-import org.lora4j.layer.LoraEmbedding;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraWeights;
 import org.lora4j.ops.MappedTensors;
@@ -37,8 +36,6 @@ final class AdapterFiles {
     private static final Logger LOG = LoggerFactory.getLogger(AdapterFiles.class);
 
     static final String TENSORS = "adapter_model.safetensors";
-
-    private static final String PREFIX = "base_model.model.";
 
     private AdapterFiles() {}
 
@@ -59,6 +56,7 @@ final class AdapterFiles {
         try (PointerScope scope = new PointerScope();
                 NoGradGuard noGrad = new NoGradGuard()) {
             Map<String, Tensor> tensors = tensors(adapter, layers);
+            FileKeys keys = keys(adapter, layers);
             adapter.weights().forEach((path, weights) -> {
                 LoraLayer layer = layers.get(path);
                 if (layer != null) {
@@ -69,28 +67,43 @@ final class AdapterFiles {
                         initial = new Factors(torch.zeros_like(trained.a()), torch.zeros_like(trained.b()));
                     }
                     Factors plain = Conversion.subtractInitial(trained, initial);
-                    tensors.put(key(layer, LoraWeights.Part.A), plain.a());
-                    tensors.put(key(layer, LoraWeights.Part.B), plain.b());
+                    tensors.put(keys.factor(layer, LoraWeights.Part.A), plain.a());
+                    tensors.put(keys.factor(layer, LoraWeights.Part.B), plain.b());
                 }
             });
             write(folder, converted, tensors);
         }
     }
 
+    private static FileKeys keys(Adapter adapter, Map<String, LoraLayer> layers) {
+        List<LoraLayer> own = new ArrayList<>();
+        layers.forEach((path, layer) -> {
+            if (adapter.weights().containsKey(path)) {
+                own.add(layer);
+            }
+        });
+        return new FileKeys(own);
+    }
+
     private static Map<String, Tensor> tensors(Adapter adapter, Map<String, LoraLayer> layers) {
+        FileKeys keys = keys(adapter, layers);
         Map<String, Tensor> tensors = new LinkedHashMap<>();
         adapter.weights().forEach((path, weights) -> {
             LoraLayer layer = layers.get(path);
             if (layer != null) {
-                weights.parts().forEach((part, value) -> tensors.put(key(layer, part), value.detach()));
+                weights.parts().forEach((part, value) -> tensors.put(keys.factor(layer, part), value.detach()));
             }
         });
         adapter.tokens()
-                .forEach((path, rows) -> tensors.put(tokenKey(path), rows.rows().detach()));
+                .forEach((path, rows) ->
+                        tensors.put(keys.tokens(path), rows.rows().detach()));
         adapter.saved().forEach((path, saved) -> {
             if (saved.trains()) {
-                tensors.put(savedKey(path, adapter), saved.value().detach());
+                tensors.put(keys.saved(path), saved.value().detach());
             }
+            saved.following()
+                    .forEach(other -> tensors.put(
+                            keys.saved(other + ".weight"), saved.value().detach()));
         });
         return tensors;
     }
@@ -113,33 +126,42 @@ final class AdapterFiles {
     }
 
     /**
+     * What an adapter's file holds.
+     *
+     * @param layers the layers the configuration means
+     * @param keys the names of the adapter's tensors
+     * @param saved the parameters it keeps copies of
+     * @param others the shapes of further tensors by key
+     * @param repeats keys that may repeat the tensor of another key, transposed for an embedding's factors
+     */
+    record Contents(
+            Map<String, LoraLayer> layers,
+            FileKeys keys,
+            Map<String, Tensor> saved,
+            Map<String, long[]> others,
+            Map<String, String> repeats) {}
+
+    /**
      * The values of an adapter by key of the file, checked against what the model expects. The tensors belong to the
      * caller's scope.
      *
-     * @param layers the layers the configuration means
-     * @param saved the parameters it keeps copies of
-     * @param others the shapes of further tensors by key
+     * @param contents what the file must have
      * @param base all parameters of the base model; a file may repeat some of them unchanged
      * @param lenient whether missing and unexpected tensors are only logged, as PEFT does at best
      * @throws IllegalArgumentException listing all tensors that are missing, unexpected or of another shape
      */
     static Map<String, Tensor> read(
-            Path folder,
-            LoraConfig config,
-            Map<String, LoraLayer> layers,
-            Map<String, Tensor> saved,
-            Map<String, long[]> others,
-            Map<String, Tensor> base,
-            boolean lenient)
+            Path folder, LoraConfig config, Contents contents, Map<String, Tensor> base, boolean lenient)
             throws IOException {
-        Map<String, long[]> expected = new LinkedHashMap<>(others);
-        layers.forEach((path, layer) -> {
+        Map<String, long[]> expected = new LinkedHashMap<>(contents.others());
+        contents.layers().forEach((path, layer) -> {
             int rank = config.rankFor(layer.configPath());
             for (LoraWeights.Part part : LoraWeights.Part.of(config)) {
-                expected.put(key(layer, part), layer.shape(part, rank));
+                expected.put(contents.keys().factor(layer, part), layer.shape(part, rank));
             }
         });
-        saved.forEach((path, parameter) -> expected.put(savedKey(path, layers.keySet()), Tensors.shape(parameter)));
+        contents.saved()
+                .forEach((path, parameter) -> expected.put(contents.keys().saved(path), Tensors.shape(parameter)));
         Path file = AdapterFolder.tensors(folder);
         Map<String, Tensor> values = new LinkedHashMap<>();
         List<String> problems = new ArrayList<>();
@@ -153,7 +175,12 @@ final class AdapterFiles {
             for (String key : tensors.names()) {
                 Tensor value = tensors.tensor(key);
                 long[] shape = expected.get(key);
-                if (shape == null) {
+                String repeated = contents.repeats().get(key);
+                if (repeated != null) {
+                    if (tensors.names().contains(repeated) && !repeats(value, tensors.tensor(repeated), repeated)) {
+                        problems.add(key + " differs from " + repeated + ", which ensure_weight_tying ties it to");
+                    }
+                } else if (shape == null) {
                     if (!repeatsBase(key, value, base)) {
                         strays.add("unexpected " + key);
                     }
@@ -176,46 +203,16 @@ final class AdapterFiles {
         return values;
     }
 
-    /** The key of a part of an adapter at a layer. */
-    static String key(LoraLayer layer, LoraWeights.Part part) {
-        boolean embedding = layer instanceof LoraEmbedding;
-        return PREFIX
-                + layer.filePath()
-                + switch (part) {
-                    case A -> embedding ? ".lora_embedding_A" : ".lora_A.weight";
-                    case B -> embedding ? ".lora_embedding_B" : ".lora_B.weight";
-                    case BIAS -> ".lora_B.bias";
-                    case MAGNITUDE -> ".lora_magnitude_vector";
-                };
-    }
-
-    /** The key of the rows an adapter replaces at a module. */
-    static String tokenKey(String path) {
-        return PREFIX + path + ".token_adapter.trainable_tokens_delta";
-    }
-
-    /** The key of a base parameter: within every adapted module, PEFT's base_layer comes before the rest of the path. */
-    static String savedKey(String path, java.util.Set<String> targets) {
-        StringBuilder key = new StringBuilder(PREFIX);
-        int from = 0;
-        for (int dot = path.indexOf('.'); dot >= 0; dot = path.indexOf('.', dot + 1)) {
-            key.append(path, from, dot);
-            key.append(targets.contains(path.substring(0, dot)) ? ".base_layer" : "");
-            from = dot;
-        }
-        return key.append(path, from, path.length()).toString();
-    }
-
-    private static String savedKey(String path, Adapter adapter) {
-        return savedKey(path, adapter.weights().keySet());
+    private static boolean repeats(Tensor value, Tensor source, String key) {
+        return value.equal(key.contains(".lora_embedding_") ? source.t() : source);
     }
 
     /** PEFT writes the embeddings of the base beside an adapter that targets one; equal to ours they mean nothing. */
     private static boolean repeatsBase(String key, Tensor value, Map<String, Tensor> base) {
-        if (!key.startsWith(PREFIX)) {
+        if (!key.startsWith(FileKeys.PREFIX)) {
             return false;
         }
-        Tensor own = base.get(key.substring(PREFIX.length()).replace(".base_layer.", "."));
+        Tensor own = base.get(FileKeys.baseParameter(key));
         return own != null
                 && Tensors.type(own) == Tensors.type(value)
                 && Arrays.equals(Tensors.shape(own), Tensors.shape(value))

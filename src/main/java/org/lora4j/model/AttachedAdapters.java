@@ -11,6 +11,8 @@ import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
+import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraParameter;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
 
@@ -51,10 +53,18 @@ final class AttachedAdapters implements AutoCloseable {
             throw new IllegalArgumentException(
                     "there is an adapter \"" + name + "\" already: delete it first or use another name");
         }
-        checkBiases(name, config);
+        checkBeside(name, config);
     }
 
-    void checkBiases(String name, LoraConfig config) {
+    /** @throws IllegalArgumentException if an adapter cannot be on a model with those present but one of its own name */
+    void checkBeside(String name, LoraConfig config) {
+        Map<String, LoraConfig> present = new LinkedHashMap<>();
+        byName.forEach((other, adapter) -> {
+            if (!other.equals(name)) {
+                present.put(other, adapter.config());
+            }
+        });
+        ParameterMatcher.checkBeside(name, config, present);
         List<String> others =
                 byName.keySet().stream().filter(other -> !other.equals(name)).toList();
         boolean biases = config.bias() != BiasMode.NONE
@@ -77,6 +87,14 @@ final class AttachedAdapters implements AutoCloseable {
                 }
             }
         }
+        for (String name : wanted) {
+            for (String path : get(name).weights().keySet()) {
+                if (parameters.contains(path)) {
+                    throw new IllegalArgumentException("of the adapters " + wanted + " one has a copy of '" + path
+                            + "' and one an update to it: activate one of them at a time");
+                }
+            }
+        }
     }
 
     /** Takes an adapter out of the layers; it keeps its place among the names for one that replaces it. */
@@ -89,8 +107,31 @@ final class AttachedAdapters implements AutoCloseable {
         detach(name);
     }
 
+    /** @throws IllegalStateException if a parameter has adapters, which all rows of a batch share */
+    void checkMixable() {
+        for (LoraLayer layer : injector.injected().values()) {
+            if (layer instanceof LoraParameter && !layer.adapters().names().isEmpty()) {
+                throw new IllegalStateException(
+                        "parameter '" + layer.path() + "' has the adapters "
+                                + layer.adapters().names()
+                                + ", and all rows of a batch share a parameter: use adapters of targetModules for mixed batches");
+            }
+        }
+    }
+
+    /** Before copies are moved into parameters, so that they move base data and no sum. */
+    private void suspend() {
+        injector.injected().values().forEach(LoraLayer::suspend);
+    }
+
+    /** See {@link LoraModel#refresh}. */
+    void refresh() {
+        injector.injected().values().forEach(LoraLayer::refresh);
+    }
+
     /** Puts the base model's own parameters back, for good. */
     void deactivateSaved() {
+        suspend();
         byName.values().forEach(adapter -> adapter.saved().values().forEach(SavedParameter::deactivate));
     }
 
@@ -124,6 +165,7 @@ final class AttachedAdapters implements AutoCloseable {
 
     /** Brings parameters and gradients in line with what is active. */
     void apply() {
+        suspend();
         byName.values().forEach(adapter -> {
             if (!isOn(adapter)) {
                 adapter.requiresGrad(false);
@@ -134,6 +176,7 @@ final class AttachedAdapters implements AutoCloseable {
             adapter.saved().values().forEach(SavedParameter::activate);
             adapter.requiresGrad(adapter.trainable());
         });
+        refresh();
     }
 
     private boolean isOn(Adapter adapter) {

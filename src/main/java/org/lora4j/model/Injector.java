@@ -1,6 +1,7 @@
 package org.lora4j.model;
 
 import java.util.ArrayList;
+import java.util.Collection;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -17,7 +18,6 @@ import org.bytedeco.pytorch.LinearImpl;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.MultiheadAttentionImpl;
 import org.bytedeco.pytorch.Tensor;
-import org.jspecify.annotations.Nullable;
 import org.lora4j.config.BiasMode;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.config.ModuleSelector;
@@ -32,6 +32,7 @@ import org.lora4j.layer.LoraHfConv1D;
 import org.lora4j.layer.LoraLayer;
 import org.lora4j.layer.LoraLinear;
 import org.lora4j.layer.LoraMultiheadAttention;
+import org.lora4j.layer.QuantizedLinear;
 import org.lora4j.ops.Tensors;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -39,7 +40,6 @@ import org.slf4j.LoggerFactory;
 /** Finds what a configuration means in one model, and puts layers with adapters there. */
 final class Injector {
     private static final Logger LOG = LoggerFactory.getLogger(Injector.class);
-    private static final String OUTPUT_LAYER = "lm_head";
 
     private final Module root;
     private final Replication replication;
@@ -108,33 +108,13 @@ final class Injector {
     }
 
     /**
-     * The configuration with "all-linear" replaced by what it means here: every linear layer but the output layer.
+     * The configuration with what it leaves to the model: targets by default, what "all-linear" means here, the layer that
+     * tied ones follow.
      *
      * @throws IllegalArgumentException if the configuration names no targets or asks for another method than LoRA
      */
     LoraConfig resolve(LoraConfig config) {
-        if (!config.unknownFields().isEmpty()) {
-            LOG.warn(
-                    "the configuration has fields PEFT 0.21 does not know, which are kept and otherwise ignored: {}",
-                    config.unknownFields());
-        }
-        Map<String, @Nullable Object> unsupported = config.nonDefaultUnsupported();
-        if (!unsupported.isEmpty()) {
-            throw new IllegalArgumentException("the configuration sets " + unsupported
-                    + ", which lora4j does not do yet: the adapter would compute something else");
-        }
-        if (config.targetModules() == null) {
-            throw new IllegalArgumentException(
-                    "LoraConfig.targetModules is not set: name the modules to adapt, such as " + someLinear());
-        }
-        if (!(config.targetModules() instanceof ModuleSelector.AllLinear)) {
-            return config;
-        }
-        List<String> linear = tree.paths().stream()
-                .filter(path -> !path.equals(OUTPUT_LAYER))
-                .filter(path -> isLinear(tree.object(path)))
-                .toList();
-        return config.toBuilder().targetModules(linear).build();
+        return new ModelTargets(root, tree).resolve(config);
     }
 
     /**
@@ -146,27 +126,65 @@ final class Injector {
         TargetMatcher matcher = new TargetMatcher(config);
         Map<String, LoraLayer> targets = new LinkedHashMap<>();
         boolean excluded = false;
+        List<String> paths = new ArrayList<>();
         for (String path : tree.paths()) {
             TargetMatcher.Verdict verdict = matcher.verdict(path);
             excluded |= verdict == TargetMatcher.Verdict.EXCLUDED;
             if (verdict == TargetMatcher.Verdict.TARGET) {
-                LoraLayer known = injected.get(path);
-                LoraLayer layer = known == null ? newLayer(path) : known;
-                layer.check(config);
-                targets.put(path, layer);
-                layer.parts().forEach(part -> targets.put(part.path(), part));
+                paths.add(path);
             }
         }
-        boolean selectsNothing = config.targetModules() instanceof ModuleSelector.Names names
+        // Layers that follow another come last, when that has its factors.
+        Set<String> following = following(config, paths).keySet();
+        paths.removeAll(following);
+        paths.addAll(following);
+        for (String path : paths) {
+            LoraLayer layer = layerAt(path);
+            layer.check(config);
+            targets.put(path, layer);
+            layer.parts().forEach(part -> targets.put(part.path(), part));
+        }
+        ParameterLayers parameters = new ParameterLayers(root, tree, active);
+        parameters.addTo(targets, config, injected);
+        boolean selectsNothing = config.targetParameters().isEmpty()
+                && config.targetModules() instanceof ModuleSelector.Names names
                 && names.names().isEmpty();
         if (targets.isEmpty() && !selectsNothing) {
+            String instead = parameters.instead(config);
+            if (!instead.isEmpty()) {
+                throw new IllegalArgumentException(instead
+                        + (config.targetModules() == null
+                                ? ""
+                                : ", nor targetModules " + config.targetModules() + " a module"));
+            }
             throw new IllegalArgumentException("targetModules " + config.targetModules() + " match no module"
                     + (excluded ? " that excludeModules and modulesToSave leave" : "")
                     + (config.layersToTransform().isEmpty() ? "" : " in layers " + config.layersToTransform())
-                    + ": this model has, among others, " + someLinear() + nearMisses(config));
+                    + ": this model has, among others, " + ModelTargets.someLinear(tree) + nearMisses(config));
         }
         warnUnmatched(config, targets.keySet());
         return targets;
+    }
+
+    /**
+     * The layers whose adapters or copies follow those of an embedding that is among the given modules, since they share its
+     * weight and {@code ensure_weight_tying} is set: their paths, with that of the embedding.
+     */
+    Map<String, String> following(LoraConfig config, Collection<String> modules) {
+        Map<String, String> following = new LinkedHashMap<>();
+        if (config.ensureWeightTying()) {
+            ModelTargets.tied(tree).forEach((embedding, others) -> {
+                if (modules.contains(embedding)) {
+                    others.forEach(other -> following.put(other, embedding));
+                }
+            });
+        }
+        return following;
+    }
+
+    /** The module at a path as the linear layer it is. */
+    LinearImpl linear(String path) {
+        return (LinearImpl) Objects.requireNonNull(tree.object(path), path);
     }
 
     /**
@@ -193,12 +211,8 @@ final class Injector {
                             + "; only embeddings and linear layers have rows of tokens");
                 }
                 List<LoraLayer> own = new ArrayList<>(List.of(layer));
-                for (String other : tree.paths()) {
-                    if (!other.equals(path)
-                            && tree.object(other) instanceof LinearImpl linear
-                            && linear.weight().data_ptr().equals(layer.weight().data_ptr())) {
-                        own.add(layers.computeIfAbsent(other, this::layerAt));
-                    }
+                for (String other : ModelTargets.sharing(tree, path, layer.weight())) {
+                    own.add(layers.computeIfAbsent(other, this::layerAt));
                 }
                 found.put(path, own);
             }
@@ -267,6 +281,11 @@ final class Injector {
                     || within(module, perhaps) && inFile.test(path)
                     || isBias && config.bias() == BiasMode.ALL
                     || isBias && config.bias() == BiasMode.LORA_ONLY && targets.contains(module)) {
+                if (targets.contains(path)) {
+                    throw new IllegalArgumentException(
+                            "'" + path + "' is among targetParameters " + config.targetParameters()
+                                    + " and would be copied for modulesToSave or bias: train it in one of the two ways");
+                }
                 saved.put(path, parameter);
             }
         });
@@ -275,6 +294,7 @@ final class Injector {
 
     /** Puts layers that are not in place yet into the model; all of them or, on an error, none. */
     void inject(Map<String, LoraLayer> layers) {
+        ParameterLayers.checkApart(layers, injected);
         List<LoraLayer> done = new ArrayList<>();
         try {
             layers.forEach((path, layer) -> {
@@ -333,8 +353,10 @@ final class Injector {
     }
 
     private void restore(LoraLayer layer) {
+        layer.suspend();
         if (!layer.isPart()) {
-            tree.replace(layer.path(), layer.original());
+            Module original = layer.original();
+            tree.replace(layer.path(), original instanceof QuantizedLinear quantized ? quantized.settled() : original);
         }
     }
 
@@ -376,19 +398,6 @@ final class Injector {
                 "module '" + path + "' is a " + module.getClass().getSimpleName()
                         + ", which cannot carry an adapter; linear, embedding, convolution and attention layers can: narrow targetModules"
                         + " or exclude it");
-    }
-
-    private List<String> someLinear() {
-        return tree.paths().stream()
-                .filter(path -> isLinear(tree.object(path)))
-                .map(path -> path.substring(path.lastIndexOf('.') + 1))
-                .distinct()
-                .limit(8)
-                .toList();
-    }
-
-    private static boolean isLinear(@Nullable Module module) {
-        return module instanceof LinearImpl || module instanceof HfConv1D;
     }
 
     private static boolean within(String module, Set<String> modules) {

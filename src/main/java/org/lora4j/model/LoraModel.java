@@ -18,10 +18,11 @@ import org.lora4j.config.LoraConfig;
 import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
-import org.lora4j.layer.FusedMode;
+import org.lora4j.layer.MergeBase;
+import org.lora4j.layer.MergeChoice;
+import org.lora4j.layer.MergeReport;
 import org.lora4j.layer.RowAdapters;
 import org.lora4j.layer.SavedParameter;
-import org.lora4j.layer.TrainingPath;
 
 /**
  * A model with adapters: adds, loads, switches, merges and saves them. What PEFT calls {@code PeftModel}.
@@ -40,6 +41,7 @@ public final class LoraModel<M extends Module> {
     private final M base;
     private final ActiveAdapters active;
     private final Injector injector;
+    private final TrainingPaths training;
     private final AdapterFactory factory;
     private final MergedLayers merging;
     private final Invocations invocations;
@@ -58,6 +60,7 @@ public final class LoraModel<M extends Module> {
         this.base = base;
         this.active = new ActiveAdapters(compat);
         this.injector = new Injector(base, active);
+        this.training = new TrainingPaths(active, injector);
         this.factory = new AdapterFactory(base, injector);
         this.merging = new MergedLayers(injector);
         this.adapters = new AttachedAdapters(active, injector);
@@ -146,7 +149,7 @@ public final class LoraModel<M extends Module> {
         Adapter old = adapter(name);
         checkNotMerged(name);
         LoraConfig config = AdapterFiles.readConfig(folder);
-        adapters.checkBiases(name, config);
+        adapters.checkBeside(name, config);
         try (PointerScope scope = new PointerScope()) {
             adapters.withoutSaved(() -> {
                 AdapterFactory.Made made = factory.loaded(name, config, folder);
@@ -248,7 +251,7 @@ public final class LoraModel<M extends Module> {
      *
      * @param names for each row of the batches to come an adapter, or {@link #BASE} for none
      * @throws IllegalArgumentException if there is none of a name, or one keeps copies of parameters, which all rows share
-     * @throws IllegalStateException if adapters are merged, since all rows would get those
+     * @throws IllegalStateException if adapters are merged or in parameters, since all rows would get those
      */
     public Scope rows(String... names) {
         for (String name : names) {
@@ -257,6 +260,7 @@ public final class LoraModel<M extends Module> {
                         + adapter(name).saved().keySet() + ", which cannot differ by row: activate it alone");
             }
         }
+        adapters.checkMixable();
         if (!mergedAdapters().isEmpty()) {
             throw new IllegalStateException(mergedAdapters()
                     + " are merged into the weights, which all rows share: call unmergeAdapter() first");
@@ -310,6 +314,26 @@ public final class LoraModel<M extends Module> {
     /** As {@link #mergeAdapter(String...)}, but refuses weights that are not finite. */
     public void mergeAdapter(boolean safe, Progress progress, String... names) {
         merge(names.length == 0 ? active.names() : List.of(names), safe, progress);
+    }
+
+    /**
+     * Chooses what adapters are merged into where layers are quantized; there is no default, since each choice loses
+     * something: see {@link MergeBase}. Holds for merges to come; adapters that are merged stay as they are.
+     *
+     * @throws IllegalArgumentException for ORIGINAL, which needs the weights: use {@link #mergeInto(MergeChoice)}
+     */
+    public void mergeInto(MergeBase base) {
+        mergeInto(MergeChoice.of(base));
+    }
+
+    /** As {@link #mergeInto(MergeBase)}, with the weights that were quantized. */
+    public void mergeInto(MergeChoice choice) {
+        active.mergeChoice(choice);
+    }
+
+    /** For each quantized layer that adapters were merged into, how large the errors are beside what they add; by path. */
+    public Map<String, MergeReport> mergeReports() {
+        return merging.reports();
     }
 
     /** Takes all merged adapters out of the weights, which are then what they were, bit for bit. */
@@ -369,21 +393,9 @@ public final class LoraModel<M extends Module> {
         return parameters;
     }
 
-    /**
-     * Chooses how linear layers train; all layers at once. {@link FusedMode#AUTO} is the start.
-     *
-     * <p>On the fused path the factors are not part of the autograd graph: {@code backward} accumulates their gradients, while
-     * {@code autograd::grad} for a factor and second derivatives are errors. Use {@link FusedMode#OFF} for those.
-     */
-    public void fused(FusedMode mode) {
-        active.fused(mode);
-    }
-
-    /** Which way each adapted layer took in its last pass with gradients, and why. */
-    public List<TrainingPath> trainingPaths() {
-        return injector.injected().values().stream()
-                .map(layer -> layer.adapters().trainingPath())
-                .toList();
+    /** How linear layers train, and which way each took. */
+    public TrainingPaths training() {
+        return training;
     }
 
     /**
@@ -393,6 +405,15 @@ public final class LoraModel<M extends Module> {
     public void dropoutGenerator(String name, @Nullable Generator generator) {
         adapter(name);
         active.generator(name, generator);
+    }
+
+    /**
+     * Brings the parameters that {@code target_parameters} adapts in line with their adapters: to be called after each step of
+     * an optimizer, and whenever factors were changed from outside. {@code Trainer} calls it. Without such parameters it does
+     * nothing.
+     */
+    public void refresh() {
+        adapters.refresh();
     }
 
     /** PEFT's line: {@code trainable params: 1,234 || all params: 56,789 || trainable%: 2.1730}. */

@@ -19,6 +19,7 @@ import org.lora4j.config.PeftCompat;
 import org.lora4j.layer.ActiveAdapters;
 import org.lora4j.layer.Adapter;
 import org.lora4j.layer.LoraLayer;
+import org.lora4j.layer.LoraParameter;
 import org.lora4j.layer.SavedParameter;
 import org.lora4j.layer.TokenRows;
 
@@ -65,6 +66,11 @@ final class Status {
         }
         Map<String, Integer> order = new HashMap<>();
         modules.forEach(path -> order.put(path, order.size()));
+        // A parameter comes where its module does.
+        layers.stream()
+                .filter(LoraParameter.class::isInstance)
+                .forEach(layer -> order.put(
+                        layer.path(), order.getOrDefault(((LoraParameter) layer).modulePath(), order.size())));
         statuses.sort(Comparator.comparingInt(status -> order.getOrDefault(module(status.name()), order.size())));
         return List.copyOf(statuses);
     }

@@ -105,6 +105,11 @@ final class WeightedSum {
                                 + adapter.config().invocationTokens()
                                 + " on, which a sum of adapters cannot express: leave it out");
             }
+            if (!adapter.config().targetParameters().isEmpty()) {
+                throw new IllegalArgumentException("adapter \"" + adapter.name() + "\" has targetParameters "
+                        + adapter.config().targetParameters()
+                        + ", whose factors cannot be put side by side: combine adapters of targetModules");
+            }
             if (!adapter.saved().isEmpty()) {
                 throw new IllegalArgumentException("adapter \"" + adapter.name() + "\" has copies of "
                         + adapter.saved().keySet()

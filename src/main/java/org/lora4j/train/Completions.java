@@ -10,11 +10,14 @@ import org.lora4j.model.causal.CausalLM;
 /** The cross entropy of the learned tokens: supervised fine-tuning. */
 final class Completions implements Objective<Sample> {
     private final CausalLM model;
+    private final Runnable changed;
     private final ChunkedLoss loss;
     private final TrainOptions options;
 
-    Completions(CausalLM model, TrainOptions options) {
+    /** @param changed runs whenever parameters have changed */
+    Completions(CausalLM model, Runnable changed, TrainOptions options) {
         this.model = model;
+        this.changed = changed;
         this.loss = new ChunkedLoss(model);
         this.options = options;
     }
@@ -51,6 +54,11 @@ final class Completions implements Objective<Sample> {
             Batch batch = batch(samples);
             return loss.value(hidden(batch), batch.labels());
         }
+    }
+
+    @Override
+    public void changed() {
+        changed.run();
     }
 
     @Override

@@ -59,6 +59,11 @@ final class JobObjective implements Objective<Sample> {
     }
 
     @Override
+    public void changed() {
+        model.refresh();
+    }
+
+    @Override
     public void training(boolean on) {
         model.base().train(on);
     }

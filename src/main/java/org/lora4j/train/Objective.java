@@ -17,6 +17,9 @@ interface Objective<T> {
     /** The summed loss, without gradients. Runs in a scope of its own. */
     double value(List<T> batch);
 
+    /** The parameters have changed. */
+    default void changed() {}
+
     /** Switches between training and evaluation. */
     void training(boolean on);
 

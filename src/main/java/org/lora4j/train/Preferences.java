@@ -115,6 +115,11 @@ final class Preferences implements Objective<Pair> {
     }
 
     @Override
+    public void changed() {
+        model.refresh();
+    }
+
+    @Override
     public void training(boolean on) {
         model.base().train(on);
     }

@@ -77,6 +77,7 @@ final class Run<T> implements AutoCloseable {
                     + ": the training data has changed since; use the same data, or another output folder");
         }
         Checkpoints.restore(newest, optimizer, found.step());
+        objective.changed();
         return found;
     }
 
@@ -127,6 +128,7 @@ final class Run<T> implements AutoCloseable {
                 throw new IllegalStateException("the norm of the gradients became " + norm + advice());
             }
             optimizer.step(rate);
+            objective.changed();
         }
         last = sum / Math.max(1, weight);
         state = state.stepped(weight);

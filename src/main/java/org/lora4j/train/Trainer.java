@@ -68,7 +68,7 @@ public final class Trainer {
     public TrainResult train(Dataset data, @Nullable Dataset heldOut, TrainListener listener) {
         checkLengths(data);
         return run(
-                new Completions(model.base(), options),
+                new Completions(model.base(), model::refresh, options),
                 data.samples(),
                 heldOut == null ? null : heldOut.samples(),
                 listener);
@@ -97,6 +97,7 @@ public final class Trainer {
     private <T> TrainResult run(
             Objective<T> objective, List<T> data, @Nullable List<T> heldOut, TrainListener listener) {
         Loop.share(world, model.trainableParameters());
+        model.refresh();
         try (Run<T> run = new Run<>(
                 objective,
                 ParameterGroup.of(trained(model), options.loraPlusRatio()),
@@ -140,7 +141,7 @@ public final class Trainer {
 
     /** The mean loss per completion token of any causal language model, with whatever adapters are active. */
     public static double evaluate(CausalLM model, Dataset data, TrainOptions options) {
-        return Loop.mean(new Completions(model, options), data.samples(), options);
+        return Loop.mean(new Completions(model, () -> {}, options), data.samples(), options);
     }
 
     private void checkLengths(Dataset data) {

@@ -178,9 +178,9 @@ class QuantizedLinearTest {
 
     @Test
     void noPassKeepsADenseWeight() {
-        // A graph that kept the weights of 64 passes would hold 64 MiB.
-        QuantizedLinear layer = QuantizedLinear.of(linear(512, 512, false), QuantizationOptions.nf4());
-        Tensor x = torch.randn(2, 512);
+        // A graph that kept the weights of 64 passes would hold 256 MiB; the Java heap may grow by some meanwhile.
+        QuantizedLinear layer = QuantizedLinear.of(linear(1024, 1024, false), QuantizationOptions.nf4());
+        Tensor x = torch.randn(2, 1024);
         x.requires_grad_(true);
         Tensor y = x;
         long before = 0;
@@ -190,7 +190,7 @@ class QuantizedLinearTest {
             }
             y = layer.forward(y);
         }
-        assertThat(Pointer.physicalBytes() - before).as("bytes").isLessThan(24L << 20);
+        assertThat(Pointer.physicalBytes() - before).as("bytes").isLessThan(128L << 20);
         y.sum().backward();
         assertThat(x.grad().defined()).isTrue();
         layer.close();

@@ -60,6 +60,20 @@ final class AdaptersForPeft {
         write.lm("llama_saved", "llama", config(3, 5, "o_proj").modulesToSave("lm_head"));
         write.lm("llama_embedding", "llama", config(3, 5, "embed_tokens", "v_proj"));
         write.lm("qwen3", "qwen3", config(3, 5, "q_proj", "v_proj").layersToTransform(1));
+
+        write.toy(
+                "moe",
+                "moe",
+                config(3, 7, "shared")
+                        .targetParameters("experts.gate_up_proj", "experts.down_proj", "router.weight")
+                        .rankPattern(Map.of("experts.down_proj", 1)),
+                torch.randn(2, 4, 6));
+        write.toy("moe_beside", "moe", config(2, 5, "head").targetParameters("mix"), torch.randn(2, 4, 6));
+        write.toy(
+                "moe_transposed",
+                "moe_transposed",
+                config(4, 3).targetParameters("experts.down_proj", "experts.gate_up_proj"),
+                torch.randn(2, 4, 6));
     }
 
     private static LoraConfigBuilder config(int r, double alpha, String... targets) {

@@ -36,8 +36,18 @@ class GoldenAdaptersTest {
     private static final ParityReport REPORT = new ParityReport(GoldenAdaptersTest.class);
 
     /** The folders of cases whose adapters load as they are. */
-    private static final List<String> GROUPS =
-            List.of("adapters", "alora", "attention", "combos", "dora", "inits", "lora_bias", "replication", "tokens");
+    private static final List<String> GROUPS = List.of(
+            "adapters",
+            "alora",
+            "attention",
+            "combos",
+            "dora",
+            "inits",
+            "lora_bias",
+            "parameters",
+            "replication",
+            "tokens",
+            "tying");
 
     /** Cases that are in no group of their own. */
     private static final List<String> OTHERS = List.of("other_methods/alora", "other_methods/layer_replication");

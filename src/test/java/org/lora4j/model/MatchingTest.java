@@ -255,12 +255,6 @@ class MatchingTest {
     void theSameLayersAreAdaptedWithTheSameScale(JsonNode row) throws IOException {
         try (PointerScope scope = new PointerScope()) {
             Module base = base(row);
-            if (row.get("config").get("target_modules").isNull()) {
-                // PEFT knows default targets by the model's type; here the targets are always named.
-                assertThatThrownBy(() -> Lora.wrap(base, config(row.get("config")), "default"))
-                        .hasMessageContaining("targetModules is not set");
-                return;
-            }
             LoraModel<Module> model =
                     Lora.wrap(base, config(row.get("config")), "default", Set.of(PeftCompat.MODULES_TO_SAVE_BY_SUFFIX));
             Map<String, String> expected = new TreeMap<>();

@@ -153,6 +153,8 @@ final class Toys {
             case "conv2d_groups" -> new Conv2dNet(6, new long[] {3, 3}, one, one, 2, 10 * 5 * 5);
             case "conv2d_circular" -> new Conv2dCircularNet();
             case "conv3d" -> new Conv3dNet();
+            case "moe" -> new MoeToys.Moe(false);
+            case "moe_transposed" -> new MoeToys.Moe(true);
             default -> throw new IllegalArgumentException("no toy " + name);
         };
     }

@@ -102,13 +102,13 @@ class JointTrainerTest {
         Map<String, float[]> expected = alone(dropout, sameLength, expectedCurves);
         List<LossCurve> curves = new ArrayList<>();
         LoraModel<CausalLM> model = model(dropout);
-        model.fused(FusedMode.REQUIRED);
+        model.training().mode(FusedMode.REQUIRED);
         try (CausalLM base = model.base()) {
             model.setActive("two");
             Map<String, TrainResult> results = new JointTrainer(model, jobs(sameLength, curves)).train();
             assertThat(results.keySet()).containsExactlyInAnyOrderElementsOf(NAMES);
             assertThat(model.activeAdapters()).containsExactly("two");
-            assertThat(model.trainingPaths()).extracting(TrainingPath::kind).contains(TrainingPath.Kind.FUSED);
+            assertThat(model.training().taken()).extracting(TrainingPath::kind).contains(TrainingPath.Kind.FUSED);
             for (int i = 0; i < NAMES.size(); i++) {
                 assertThat(results.get(NAMES.get(i)).steps()).isEqualTo(5 + 2 * i);
                 assertThat(Weights.difference(expected.get(NAMES.get(i)), weights(model, NAMES.get(i))))

@@ -95,11 +95,11 @@ class StepsTest {
         var options = TrainOptions.builder().steps(1).batchSize(7).maxLength(20);
         try (CausalLM base = model.base()) {
             assertThat(Batch.rows(samples, 20)).hasSizeLessThan(5);
-            var apart = new Completions(base, options.packing(false).build());
+            var apart = new Completions(base, () -> {}, options.packing(false).build());
             double expected = apart.backward(samples, 0.1);
             float[] gradients = gradients(model);
             zero(model);
-            var together = new Completions(base, options.packing(true).build());
+            var together = new Completions(base, () -> {}, options.packing(true).build());
             assertThat(together.backward(samples, 0.1)).isCloseTo(expected, within(1e-3));
             assertThat(Weights.difference(gradients, gradients(model))).isLessThan(1e-5);
             assertThat(together.value(samples)).isCloseTo(expected, within(1e-3));
@@ -124,7 +124,7 @@ class StepsTest {
 
     private static float[] trained(int accumulation, FusedMode mode) throws IOException {
         LoraModel<CausalLM> model = model(true);
-        model.fused(mode);
+        model.training().mode(mode);
         // Examples of different lengths, so that a mean of means would differ.
         List<Sample> samples = new ArrayList<>();
         for (int i = 1; i < 9; i++) {

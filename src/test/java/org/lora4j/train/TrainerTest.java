@@ -5,11 +5,16 @@ import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException
 import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
 
 import java.io.IOException;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import org.bytedeco.javacpp.FloatPointer;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.junit.jupiter.api.Test;
+import org.lora4j.config.LoraConfig;
+import org.lora4j.config.LoraConfigBuilder;
+import org.lora4j.model.Lora;
 import org.lora4j.model.LoraModel;
 import org.lora4j.model.causal.CausalLM;
 
@@ -82,6 +87,32 @@ class TrainerTest {
         }
         assertThat(rates).containsExactly(0.0, 0.25, 0.5, 0.25);
         assertThat(moved).as("a rate of 0 moves nothing").containsExactly(false, true, true, true);
+    }
+
+    @Test
+    void trainsAParameterAsTheLayerItBelongsTo() throws IOException {
+        float[] layers = trained(LoraConfig.builder().targetModules("q_proj", "down_proj"));
+        float[] parameters =
+                trained(LoraConfig.builder().targetModules().targetParameters("q_proj.weight", "down_proj.weight"));
+        float[] start = new float[layers.length];
+        assertThat(parameters).hasSize(layers.length).isNotEqualTo(start);
+        double apart = 0;
+        double moved = 0;
+        for (int i = 0; i < layers.length; i++) {
+            apart = Math.max(apart, Math.abs(layers[i] - parameters[i]));
+            moved = Math.max(moved, Math.abs(layers[i]));
+        }
+        assertThat(apart).isLessThan(2e-3 * moved);
+    }
+
+    private static float[] trained(LoraConfigBuilder config) throws IOException {
+        CausalLM base = CausalLM.load(Path.of("src/test/resources/golden/models/llama"));
+        torch.manual_seed(4);
+        LoraModel<CausalLM> model = Lora.wrap(base, config.r(3).loraAlpha(7).build(), "default");
+        try (base) {
+            new Trainer(model, options(6).build()).train(TinyTask.counting(9, 6), TrainListener.NONE);
+            return values(model);
+        }
     }
 
     @Test

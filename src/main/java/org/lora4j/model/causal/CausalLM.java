@@ -16,6 +16,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.model.LoraModel;
+import org.lora4j.model.PretrainedModel;
 import org.lora4j.model.ReplicableLayers;
 import org.lora4j.model.TokenSource;
 import org.lora4j.ops.Tensors;
@@ -34,7 +35,7 @@ import org.lora4j.ops.Tensors;
  * <p>{@code forward} may be called from several threads. Tensors it returns belong to the caller's {@code PointerScope}. The
  * model itself belongs to no scope: close it to free it.
  */
-public final class CausalLM extends Module implements TokenSource, ReplicableLayers {
+public final class CausalLM extends Module implements PretrainedModel, TokenSource, ReplicableLayers {
     /** The label of a token that does not count in {@link #loss}. */
     public static final long IGNORED = -100;
 
@@ -269,6 +270,11 @@ public final class CausalLM extends Module implements TokenSource, ReplicableLay
     /** As {@link #hidden} for arguments known to be right; {@code seen} is bool (B, cached + T) or null. */
     Tensor hiddenUnchecked(Tensor inputIds, @Nullable Tensor seen, KvCache cache) {
         return model.forward(inputIds, seen, cache);
+    }
+
+    @Override
+    public String modelType() {
+        return config.family().modelType();
     }
 
     /** Whether lm_head uses the memory of the embedding. */
