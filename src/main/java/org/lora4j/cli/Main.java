@@ -13,7 +13,7 @@ import picocli.CommandLine.Command;
         mixinStandardHelpOptions = true,
         versionProvider = Main.Version.class,
         synopsisSubcommandLabel = "VERB",
-        subcommands = {DemoCommand.class, EnvCommand.class})
+        subcommands = {DemoCommand.class, TrainCommand.class, EnvCommand.class})
 public final class Main {
     private Main() {}
 

@@ -10,7 +10,7 @@ final class BatchOrder<T> {
     private final List<T> examples;
     private final int batchSize;
     private final Random random;
-    private List<T> order = List.of();
+    private List<Integer> order = List.of();
     private int next;
 
     BatchOrder(List<T> examples, int batchSize, long seed) {
@@ -21,8 +21,15 @@ final class BatchOrder<T> {
 
     /** The next batch. The last one of a round may be smaller. */
     List<T> next() {
+        return advance().stream().map(index -> examples.get(index)).toList();
+    }
+
+    private List<Integer> advance() {
         if (next == order.size()) {
-            order = new ArrayList<>(examples);
+            order = new ArrayList<>(examples.size());
+            for (int i = 0; i < examples.size(); i++) {
+                order.add(i);
+            }
             Collections.shuffle(order, random);
             next = 0;
         }
@@ -34,7 +41,7 @@ final class BatchOrder<T> {
     /** Leaves out batches, as a run does that goes on after them. */
     void skip(int batches) {
         for (int i = 0; i < batches; i++) {
-            next();
+            advance();
         }
     }
 }

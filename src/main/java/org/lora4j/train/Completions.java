@@ -72,6 +72,9 @@ final class Completions implements Objective<Sample> {
     }
 
     static String checksumOf(List<Sample> data) {
+        if (data instanceof StreamedSamples streamed) {
+            return streamed.checksum();
+        }
         CRC32C crc = new CRC32C();
         for (Sample sample : data) {
             for (int i = 0; i < sample.ids().length; i++) {

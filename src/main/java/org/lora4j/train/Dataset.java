@@ -9,13 +9,14 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.function.Function;
 import org.lora4j.model.causal.Tokenizer;
+import tools.jackson.databind.JsonNode;
 
 /** Tokenised examples, immutable. */
 public final class Dataset {
     private final List<Sample> samples;
 
     private Dataset(List<Sample> samples) {
-        this.samples = List.copyOf(samples);
+        this.samples = samples;
     }
 
     /**
@@ -44,7 +45,7 @@ public final class Dataset {
             samples.add(
                     sample(encodePrompt.apply(example.prompt()), encodeCompletion.apply(example.completion()), eos));
         }
-        return new Dataset(samples);
+        return new Dataset(List.copyOf(samples));
     }
 
     /**
@@ -75,29 +76,63 @@ public final class Dataset {
             throws IOException {
         long eos = eos(tokenizer);
         List<Sample> samples = new ArrayList<>();
-        if (file.toString().endsWith(".jsonl") || file.toString().endsWith(".json")) {
-            Records.read(file, (object, where) -> {
-                if (object.has("messages")) {
-                    samples.add(template.encode(Records.messages(object, where), tokenizer, eos));
-                } else if (object.has("text")) {
-                    samples.add(new Sample(joined(tokenizer.encode(Records.text(object, where), true), eos), 0));
-                } else if (object.has("prompt") || object.has("completion")) {
-                    Example example = Records.example(object, where);
-                    long[] prompt = tokenizer.encode(example.prompt(), true);
-                    if (prompt.length >= maxLength) {
-                        throw new IllegalArgumentException(where + " has a prompt of " + prompt.length
-                                + " tokens, which leaves no completion within " + maxLength
-                                + ": raise the maximum length or shorten it");
-                    }
-                    samples.add(sample(prompt, tokenizer.encode(example.completion(), false), eos));
-                } else {
-                    throw Records.unknown(where);
-                }
-            });
+        if (isJsonl(file)) {
+            Records.read(file, (object, where) -> samples.add(encode(object, where, tokenizer, template, maxLength)));
         } else {
             pieces(file, tokenizer, maxLength, eos, samples);
         }
-        return new Dataset(samples);
+        return new Dataset(List.copyOf(samples));
+    }
+
+    /**
+     * As {@link #read}, for a {@code .jsonl} file larger than memory: its lines are checked once, then read and tokenised
+     * whenever a batch needs them. The file must stay as it is, and the tokenizer open, while the dataset is in use.
+     *
+     * @throws IllegalArgumentException naming the file, the line and what is wrong with it, or if it is plain text
+     * @throws IOException if the file cannot be read
+     */
+    public static Dataset stream(Path file, Tokenizer tokenizer, ChatTemplate template, int maxLength)
+            throws IOException {
+        if (!isJsonl(file)) {
+            throw new IllegalArgumentException(
+                    file + " cannot be streamed: only .jsonl files can, which have an example a line");
+        }
+        eos(tokenizer);
+        return new Dataset(new StreamedSamples(file, new StreamedSamples.Encoder() {
+            @Override
+            public Sample encode(String line, String where) {
+                return Dataset.encode(Records.parse(line, where), where, tokenizer, template, maxLength);
+            }
+
+            @Override
+            public void check(String line, String where) {
+                Records.check(Records.parse(line, where), where);
+            }
+        }));
+    }
+
+    private static boolean isJsonl(Path file) {
+        return file.toString().endsWith(".jsonl") || file.toString().endsWith(".json");
+    }
+
+    private static Sample encode(
+            JsonNode object, String where, Tokenizer tokenizer, ChatTemplate template, int maxLength) {
+        Records.check(object, where);
+        long eos = eos(tokenizer);
+        if (object.has("messages")) {
+            return template.encode(Records.messages(object, where), tokenizer, eos);
+        }
+        if (object.has("text")) {
+            return new Sample(joined(tokenizer.encode(Records.text(object, where), true), eos), 0);
+        }
+        Example example = Records.example(object, where);
+        long[] prompt = tokenizer.encode(example.prompt(), true);
+        if (prompt.length >= maxLength) {
+            throw new IllegalArgumentException(where + " has a prompt of " + prompt.length
+                    + " tokens, which leaves no completion within " + maxLength
+                    + ": raise the maximum length or shorten it");
+        }
+        return sample(prompt, tokenizer.encode(example.completion(), false), eos);
     }
 
     private static void pieces(Path file, Tokenizer tokenizer, int maxLength, long eos, List<Sample> samples)
@@ -149,7 +184,7 @@ public final class Dataset {
     }
 
     static Dataset ofSamples(List<Sample> samples) {
-        return new Dataset(samples);
+        return new Dataset(List.copyOf(samples));
     }
 
     /** The number of examples. */

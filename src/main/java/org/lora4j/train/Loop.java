@@ -118,7 +118,7 @@ final class Loop<T> {
         long weight = 0;
         int size = Math.max(1, options.batchSize() / options.accumulation());
         for (int from = 0; from < data.size(); from += size) {
-            List<T> part = data.subList(from, Math.min(from + size, data.size()));
+            List<T> part = List.copyOf(data.subList(from, Math.min(from + size, data.size())));
             long own = objective.weight(part);
             if (own > 0) {
                 sum += objective.value(part);

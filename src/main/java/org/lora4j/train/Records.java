@@ -41,12 +41,7 @@ final class Records {
                 if (!line.isBlank()) {
                     found++;
                     String where = file + ", line " + number;
-                    try {
-                        visitor.line(JSON.readTree(line), where);
-                    } catch (JacksonException e) {
-                        throw new IllegalArgumentException(
-                                where + " is not JSON (" + e.getOriginalMessage() + ")" + FORMS, e);
-                    }
+                    visitor.line(parse(line, where), where);
                 }
             }
         } catch (CharacterCodingException e) {
@@ -57,6 +52,29 @@ final class Records {
         }
         if (found == 0) {
             throw new IllegalArgumentException(file + " has no examples: write at least one line of JSON");
+        }
+    }
+
+    /** A line of JSON. */
+    static JsonNode parse(String line, String where) {
+        try {
+            return JSON.readTree(line);
+        } catch (JacksonException e) {
+            throw new IllegalArgumentException(where + " is not JSON (" + e.getOriginalMessage() + ")" + FORMS, e);
+        }
+    }
+
+    /** Refuses a line that is none of the forms. */
+    static void check(JsonNode object, String where) {
+        if (object.has("messages")) {
+            messages(object, where);
+        } else if (object.has("text")) {
+            text(object, where);
+        } else if (object.has("prompt") || object.has("completion")) {
+            example(object, where);
+        } else {
+            throw new IllegalArgumentException(
+                    where + " has neither \"prompt\" and \"completion\" nor \"text\" nor \"messages\"" + FORMS);
         }
     }
 
@@ -110,10 +128,5 @@ final class Records {
             text(object, "chosen", where, PAIR),
             text(object, "rejected", where, PAIR)
         };
-    }
-
-    static IllegalArgumentException unknown(String where) {
-        return new IllegalArgumentException(
-                where + " has neither \"prompt\" and \"completion\" nor \"text\" nor \"messages\"" + FORMS);
     }
 }

@@ -177,7 +177,13 @@ final class Run<T> implements AutoCloseable {
     }
 
     TrainResult result() {
-        return new TrainResult(state.step(), state.tokens(), last, (System.nanoTime() - start) / 1e9);
+        try {
+            Path best = checkpoints == null || Double.isInfinite(state.best()) ? null : checkpoints.best();
+            double seconds = (System.nanoTime() - start) / 1e9;
+            return new TrainResult(state.step(), state.tokens(), last, seconds, state.best(), best);
+        } catch (IOException e) {
+            throw new UncheckedIOException("cannot find the best adapter: " + e.getMessage(), e);
+        }
     }
 
     @Override

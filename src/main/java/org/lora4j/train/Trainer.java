@@ -146,6 +146,9 @@ public final class Trainer {
 
     private void checkLengths(Dataset data) {
         List<Sample> samples = data.samples();
+        if (samples instanceof StreamedSamples) {
+            return;
+        }
         for (int i = 0; i < samples.size(); i++) {
             int prompt = samples.get(i).promptLength();
             if (prompt >= options.maxLength()) {
