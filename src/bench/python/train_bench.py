@@ -1,6 +1,6 @@
 """Measures training against PEFT on this machine and prints the tables of docs/training.md.
 
-    python src/bench/python/train_bench.py [linear|memory|tune|joint|loss ...] > tables.md
+    python src/bench/python/train_bench.py [linear|tune|joint ...] > tables.md
 
 Needs torch, transformers and peft, and a built tree (./mvnw package). Each part runs lora4j and PEFT one after another on
 the same data; the targets are ratios. Without arguments all parts run; "tune" takes the longest.
@@ -17,7 +17,6 @@ import time
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 DEMO = os.path.join(ROOT, "src", "test", "resources", "demo")
 TOKENS, WIDTH, RANK = 1024, 1024, 16
-LAYERS = 12
 STEPS = 150
 
 
@@ -88,21 +87,6 @@ def peft_linear() -> dict:
             if step >= 0:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peft_memory(kind: str, dropout: str) -> dict:
-    import torch
-
-    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    net = adapted(LAYERS, dtype, float(dropout))
-    for _ in range(2):
-        net(torch.randn(TOKENS * 4, WIDTH).to(dtype).requires_grad_(True)).sum().backward()
-    x = torch.randn(TOKENS * 4, WIDTH).to(dtype).requires_grad_(True)
-    before = status("VmRSS")
-    y = net(x)
-    saved = status("VmRSS") - before
-    y.sum()
-    return {"saved_kib": saved}
 
 
 class JavaRandom:
@@ -243,18 +227,6 @@ def linear() -> None:
     ])
 
 
-def memory() -> None:
-    rows = []
-    for kind in ("f32", "bf16"):
-        for dropout in ("0.0", "0.1"):
-            own = java("memory", TOKENS * 4, WIDTH, kind, dropout)["saved_kib"][0]
-            theirs = python("memory", kind, dropout)["saved_kib"]
-            rows.append([kind, dropout, f"{own / 1024:.0f} MiB", f"{theirs / 1024:.0f} MiB", f"{own / theirs:.2f}"])
-    print(f"What {LAYERS} such layers keep for the backward pass, {TOKENS * 4} tokens, factors in float32"
-          " (growth of resident memory; target <= 0.5):\n")
-    table(["activations", "dropout", "lora4j", "PEFT", "ratio"], rows)
-
-
 def tune() -> None:
     rows, curves = [], []
     for task in ("definitions", "verses"):
@@ -290,18 +262,9 @@ def joint() -> None:
            for n in (1, 2, 4)])
 
 
-def loss() -> None:
-    own = {name: values[0] for name, values in java("loss", DEMO).items()}
-    extra = max(0.0, own["with_loss_kib"] - own["below_head_kib"])
-    print("Peak growth of resident memory in a pass over 96 x 128 tokens, vocabulary 3072 (target <= 1/8):\n")
-    table(["below the head", "with the loss", "logits tensor", "loss / logits"],
-          [[f"{own['below_head_kib'] / 1024:.0f} MiB", f"{own['with_loss_kib'] / 1024:.0f} MiB",
-            f"{own['logits_kib'] / 1024:.0f} MiB", f"1/{own['logits_kib'] / max(1.0, extra):.0f}"]])
-
-
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--peft"]:
         print(json.dumps(globals()["peft_" + sys.argv[2]](*sys.argv[3:])))
     else:
-        for part in sys.argv[1:] or ["linear", "memory", "tune", "joint", "loss"]:
+        for part in sys.argv[1:] or ["linear", "tune", "joint"]:
             globals()[part]()

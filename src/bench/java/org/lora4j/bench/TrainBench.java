@@ -35,8 +35,6 @@ import org.lora4j.train.Trainer;
 
 /** lora4j's side of train_bench.py, which starts it and says what the parts measure. Prints {@code name value} lines. */
 public final class TrainBench {
-    private static final int LAYERS = 12;
-
     private TrainBench() {}
 
     public static void main(String[] arguments) throws IOException {
@@ -44,10 +42,8 @@ public final class TrainBench {
         torch.manual_seed(1);
         switch (arguments[0]) {
             case "linear" -> linear(number(arguments, 1), number(arguments, 2), number(arguments, 3));
-            case "memory" -> memory(number(arguments, 1), number(arguments, 2), arguments[3], arguments[4]);
             case "tune" -> tune(Path.of(arguments[1]), arguments[2], Path.of(arguments[3]), number(arguments, 4));
             case "joint" -> joint(Path.of(arguments[1]), number(arguments, 2));
-            case "loss" -> loss(Path.of(arguments[1]));
             default -> throw new IllegalArgumentException("part " + arguments[0]);
         }
     }
@@ -177,28 +173,6 @@ public final class TrainBench {
         print("products_bordered", times[1][15]);
     }
 
-    private static void memory(int tokens, int width, String type, String dropout) {
-        ScalarType activations = type.equals("bf16") ? ScalarType.BFloat16 : ScalarType.Float;
-        Net net = new Net(LAYERS, width, activations);
-        adapted(net, 16, Double.parseDouble(dropout), false).training().mode(FusedMode.REQUIRED);
-        Tensor dy = torch.randn(tokens, width).to(activations);
-        for (int i = 0; i < 2; i++) {
-            step(net, torch.randn(tokens, width).to(activations), dy);
-        }
-        Tensor x = torch.randn(tokens, width).to(activations).detach();
-        x.set_requires_grad(true);
-        long before = status("VmRSS");
-        try (PointerScope scope = new PointerScope()) {
-            Tensor y;
-            try (PointerScope pass = new PointerScope()) {
-                y = net.forward(x);
-                y.retainReference();
-            }
-            print("saved_kib", status("VmRSS") - before);
-            y.close();
-        }
-    }
-
     private static long status(String field) {
         try {
             return Files.readAllLines(Path.of("/proc/self/status")).stream()
@@ -229,7 +203,11 @@ public final class TrainBench {
     }
 
     private static LoraConfig config() {
-        return LoraConfig.builder().r(8).loraAlpha(16).targetModules("q_proj", "k_proj", "v_proj", "o_proj").build();
+        return LoraConfig.builder()
+                .r(8)
+                .loraAlpha(16)
+                .targetModules("q_proj", "k_proj", "v_proj", "o_proj")
+                .build();
     }
 
     private static Dataset data(Path demo, String name, Tokenizer tokenizer) throws IOException {
@@ -282,46 +260,6 @@ public final class TrainBench {
                 start = System.nanoTime();
                 new JointTrainer(model, jobs).train();
                 print("joint" + batch, (System.nanoTime() - start) / 1e9);
-            }
-        }
-    }
-
-    private static void loss(Path demo) throws IOException {
-        try (CausalLM base = CausalLM.load(demo.resolve("base"), ScalarType.Float)) {
-            int rows = 96;
-            int length = 128;
-            long[] ids = new long[rows * length];
-            for (int i = 0; i < ids.length; i++) {
-                ids[i] = 3 + (i * 7919L) % 3000;
-            }
-            Path file = Files.createTempFile("lora4j", ".jsonl");
-            StringBuilder lines = new StringBuilder();
-            for (int i = 0; i < rows; i++) {
-                lines.append("{\"text\": \"").append("and it came to pass ".repeat(40)).append("\"}\n");
-            }
-            Files.writeString(file, lines);
-            try (Tokenizer tokenizer = Tokenizer.load(demo.resolve("base"))) {
-                Dataset data = Dataset.read(file, tokenizer, ChatTemplate.PLAIN, length);
-                TrainOptions options = options(1).warmupSteps(0).batchSize(rows).maxLength(length).build();
-                Trainer.evaluate(base, data, options);
-                double[] growth = new double[2];
-                for (int way = 0; way < 2; way++) {
-                    long before = forgetPeak();
-                    try (PointerScope scope = new PointerScope();
-                            NoGradGuard noGrad = new NoGradGuard()) {
-                        if (way == 0) {
-                            base.hidden(Tensor.create(ids, rows, length), null, null);
-                        } else {
-                            Trainer.evaluate(base, data, options);
-                        }
-                    }
-                    growth[way] = status("VmHWM") - before;
-                }
-                print("below_head_kib", growth[0]);
-                print("with_loss_kib", growth[1]);
-                print("logits_kib", (double) rows * length * base.config().vocabSize() * 4 / 1024);
-            } finally {
-                Files.delete(file);
             }
         }
     }
