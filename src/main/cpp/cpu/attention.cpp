@@ -11,8 +11,6 @@
 namespace lora4j {
 namespace {
 
-[[noreturn]] void refuse(const std::string& message) { throw Error{L4_BAD_ARGUMENT, message}; }
-
 Matrix checked(const char* name, const l4_matrix* m) {
   if (!m || (!m->data && m->rows > 0)) refuse(std::string(name) + " is null; pass a matrix");
   if (m->rows < 0 || m->cols < 1 || m->row_stride < m->cols || m->col_stride != 1) {

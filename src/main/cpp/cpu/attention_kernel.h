@@ -84,11 +84,16 @@ void weighted_values(const AttentionUnit& unit, const float* weights, const int6
     L4_UNROLL for (int n = 0; n < vectors; n++) sum[n] = Simd::zero();
     for (int64_t j = 0; j < unit.count; j++) {
       V weight = Simd::broadcast(weights[j]);
-      L4_UNROLL for (int n = 0; n < vectors; n++) {
-        sum[n] = Simd::fma(weight, Simd::load<T>(unit.values.data, at[j] + i + n * width), sum[n]);
+      L4_UNROLL for (int n = 0; n < vectors; n += 2) {
+        V first, second;
+        Simd::load_pair<T>(unit.values.data, at[j] + i + n * width, first, second);
+        sum[n] = Simd::fma(weight, first, sum[n]);
+        sum[n + 1] = Simd::fma(weight, second, sum[n + 1]);
       }
     }
-    L4_UNROLL for (int n = 0; n < vectors; n++) Simd::store<T>(unit.out.data, index + i + n * width, sum[n]);
+    L4_UNROLL for (int n = 0; n < vectors; n += 2) {
+      Simd::store_pair<T>(unit.out.data, index + i + n * width, sum[n], sum[n + 1]);
+    }
   }
   for (; i < unit.head_dim; i++) {
     float sum = 0.0f;

@@ -27,22 +27,19 @@ class ArchitectureTest {
             .importPackages("org.lora4j");
 
     /** Each package and what it may use. The command line may use all. */
-    private static final Map<String, List<String>> ARROWS = new TreeMap<>(Map.of(
-            "config", List.of(),
-            "format", List.of("config"),
-            "ops", List.of("format", "ops.binding"),
-            "ops.binding", List.of(),
-            "layer", List.of("config", "ops", "format"),
-            "combine", List.of("layer", "config", "ops", "format"),
-            "merge", List.of("config", "format", "ops"),
-            "model", List.of("config", "layer", "ops", "format", "combine"),
-            "model.causal", List.of("format", "ops", "model"),
-            "train", List.of("model", "model.causal", "layer", "config", "ops"),
-            "serve", List.of("model", "model.causal", "layer", "config", "format", "ops")));
-
-    static {
-        ARROWS.put("serve.http", List.of("serve", "model.causal", "format"));
-    }
+    private static final Map<String, List<String>> ARROWS = new TreeMap<>(Map.ofEntries(
+            Map.entry("config", List.of()),
+            Map.entry("format", List.of("config")),
+            Map.entry("ops", List.of("format", "ops.binding")),
+            Map.entry("ops.binding", List.of()),
+            Map.entry("layer", List.of("config", "ops", "format")),
+            Map.entry("combine", List.of("layer", "config", "ops", "format")),
+            Map.entry("merge", List.of("config", "format", "ops")),
+            Map.entry("model", List.of("config", "layer", "ops", "format", "combine")),
+            Map.entry("model.causal", List.of("format", "ops", "model")),
+            Map.entry("train", List.of("model", "model.causal", "layer", "config", "ops")),
+            Map.entry("serve", List.of("model", "model.causal", "layer", "config", "format", "ops")),
+            Map.entry("serve.http", List.of("serve", "model.causal", "format"))));
 
     @Test
     void packagesUseOnlyWhatTheFlowAllows() {

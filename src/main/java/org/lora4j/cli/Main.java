@@ -39,6 +39,7 @@ import picocli.CommandLine.Command;
             CombineCommand.class,
             ExtractCommand.class,
             ResizeCommand.class,
+            TrainCommand.class,
             ServeCommand.class,
             AutoComplete.GenerateCompletion.class
         })

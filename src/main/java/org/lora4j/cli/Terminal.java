@@ -20,6 +20,15 @@ final class Terminal {
         void close();
     }
 
+    /** A bar that shows nothing. */
+    static final Bar SILENT = new Bar() {
+        @Override
+        public void step(int done, String note) {}
+
+        @Override
+        public void close() {}
+    };
+
     /**
      * @param out receives all text
      * @param interactive whether a person watches, so that bars may redraw their line

@@ -1,7 +1,10 @@
 package org.lora4j.layer;
 
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
+import org.bytedeco.pytorch.Generator;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.PeftCompat;
 
@@ -13,6 +16,8 @@ public final class ActiveAdapters {
     private final Set<PeftCompat> compat;
     private volatile List<String> names = List.of();
     private volatile boolean enabled = true;
+    private volatile FusedMode fused = FusedMode.AUTO;
+    private final Map<String, Generator> generators = new ConcurrentHashMap<>();
     private volatile @Nullable MergeChoice mergeChoice;
     private final ThreadLocal<@Nullable RowAdapters> rows = new ThreadLocal<>();
     private final ThreadLocal<@Nullable Invocation> invocation = new ThreadLocal<>();
@@ -48,6 +53,30 @@ public final class ActiveAdapters {
 
     public void enabled(boolean enable) {
         enabled = enable;
+    }
+
+    /** How linear layers train. */
+    public FusedMode fused() {
+        return fused;
+    }
+
+    public void fused(FusedMode mode) {
+        fused = mode;
+    }
+
+    /** Where an adapter's dropout gets its random numbers, or null for LibTorch's default generator. */
+    @Nullable
+    Generator generator(String adapter) {
+        return generators.get(adapter);
+    }
+
+    /** Gives an adapter's dropout a generator of its own; null for LibTorch's default one. The caller closes it. */
+    public void generator(String adapter, @Nullable Generator generator) {
+        if (generator == null) {
+            generators.remove(adapter);
+        } else {
+            generators.put(adapter, generator);
+        }
     }
 
     /** What adapters are merged into where layers are quantized; null while nobody has chosen. */

@@ -1,14 +1,13 @@
 package org.lora4j.layer;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Set;
 import java.util.function.Consumer;
-import java.util.stream.IntStream;
+import org.bytedeco.pytorch.Generator;
 import org.bytedeco.pytorch.GradMode;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
@@ -26,6 +25,8 @@ public final class LayerAdapters {
 
     private final String path;
     private final ActiveAdapters active;
+    private final PathTaken taken;
+    private final Reach reach;
     private final Map<String, LoraWeights> weights = new LinkedHashMap<>();
     private final Map<String, TokenRows> tokens = new LinkedHashMap<>();
     private final List<String> merged = new ArrayList<>();
@@ -42,6 +43,8 @@ public final class LayerAdapters {
     LayerAdapters(String path, ActiveAdapters active) {
         this.path = path;
         this.active = active;
+        this.taken = new PathTaken(path, active);
+        this.reach = new Reach(path, active);
     }
 
     String path() {
@@ -175,16 +178,17 @@ public final class LayerAdapters {
         }
         if (inUse.size() == 1 && inPlace(layer, x, y, inUse)) {
             List<LowRank> table = List.of(inUse.get(0).lowRank());
-            update(x, y, reached(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
+            update(x, y, reach.among(inUse, y, new int[(int) (y.numel() / y.size(-1))]), table);
             return y;
         }
+        taken.noteOther(layer, inUse);
         torch.ScalarType type = Tensors.type(y);
         for (LoraWeights each : inUse) {
-            y = whereReached(each, x, y, null, (in, out) -> updated(layer, each, in, out));
+            y = reach.where(each, x, y, null, (in, out) -> updated(layer, each, in, out));
         }
         for (LoraWeights each : inUse) {
             if (each.bias() != null) {
-                y = whereReached(each, x, y, null, (in, out) -> biased(layer, each, out));
+                y = reach.where(each, x, y, null, (in, out) -> biased(layer, each, out));
             }
         }
         return y.to(type);
@@ -204,6 +208,45 @@ public final class LayerAdapters {
         return inUse;
     }
 
+    /** The adapters in use here, or those of any row where rows have their own. */
+    List<LoraWeights> inUseOrMixed() {
+        RowAdapters rows = rows();
+        return rows == null
+                ? inUse()
+                : rows.distinct().stream()
+                        .filter(weights::containsKey)
+                        .map(this::get)
+                        .toList();
+    }
+
+    /** Which adapters which of the consecutive vectors of a batch get. */
+    List<FusedLinear.Segment> segments(List<LoraWeights> inUse, long batch, long vectors) {
+        RowAdapters rows = rows();
+        if (rows != null) {
+            rows.checkBatch(path, batch);
+            return rows.segments(weights, vectors / batch);
+        }
+        return List.of(
+                new FusedLinear.Segment(inUse, inUse.stream().map(this::nameOf).toList(), 0, vectors));
+    }
+
+    boolean isProbed() {
+        return probe != null;
+    }
+
+    boolean hasTokenRows() {
+        return !tokens.isEmpty();
+    }
+
+    PathTaken taken() {
+        return taken;
+    }
+
+    /** Which way the layer took in its last pass with gradients. */
+    public TrainingPath trainingPath() {
+        return taken.last();
+    }
+
     /** An adapter of this layer, or nothing if it has none of the name. */
     List<LoraWeights> named(String name) {
         LoraWeights found = weights.get(name);
@@ -220,61 +263,6 @@ public final class LayerAdapters {
         return active.has(defect);
     }
 
-    /** A change of a layer's output, given its input. */
-    private interface Change {
-        Tensor apply(Tensor x, Tensor y);
-    }
-
-    /**
-     * The output with a change at some rows, or all if null; for an activated adapter at the vectors of those rows that its
-     * invocation reaches.
-     */
-    private Tensor whereReached(LoraWeights weights, Tensor x, Tensor y, long @Nullable [] rows, Change change) {
-        if (weights.invocationTokens().isEmpty()) {
-            return rows == null ? change.apply(x, y) : changed(rows, x, y, change);
-        }
-        boolean[] reached = invocation(weights).reached(path, weights.invocationTokens(), y);
-        int perRow = reached.length / (int) Math.max(y.size(0), 1);
-        long[] vectors = IntStream.range(0, reached.length)
-                .filter(i -> reached[i] && (rows == null || Arrays.binarySearch(rows, i / perRow) >= 0))
-                .asLongStream()
-                .toArray();
-        return changed(vectors, x.reshape(-1, x.size(-1)), y.reshape(-1, y.size(-1)), change)
-                .view(Tensors.shape(y));
-    }
-
-    /** The output with a change at some places along the first dimension. */
-    private static Tensor changed(long[] places, Tensor x, Tensor y, Change change) {
-        Tensor at = Tensor.create(places).to(y.device(), torch.ScalarType.Long);
-        Tensor after = change.apply(x.index_select(0, at), y.index_select(0, at));
-        return y.to(Tensors.type(after)).index_copy(0, at, after);
-    }
-
-    /** What the vectors of an output get, but for those an activated adapter does not apply to: these get -1. */
-    private int[] reached(List<LoraWeights> table, Tensor y, int[] index) {
-        for (int slot = 0; slot < table.size(); slot++) {
-            List<Integer> tokens = table.get(slot).invocationTokens();
-            if (!tokens.isEmpty()) {
-                boolean[] reached = invocation(table.get(slot)).reached(path, tokens, y);
-                for (int i = 0; i < index.length; i++) {
-                    index[i] = index[i] == slot && !reached[i] ? -1 : index[i];
-                }
-            }
-        }
-        return index;
-    }
-
-    private Invocation invocation(LoraWeights weights) {
-        Invocation invocation = active.invocation();
-        if (invocation == null) {
-            throw new IllegalStateException(
-                    "layer '" + path + "' applies an adapter that starts at its invocation tokens "
-                            + weights.invocationTokens() + ", but the tokens of this pass are not known: open "
-                            + "LoraModel.invocation(inputIds) around the forward pass, on its thread");
-        }
-        return invocation;
-    }
-
     /** After all updates, since DoRA rescales no bias, as in a merged weight. */
     private static Tensor biased(LoraLayer layer, LoraWeights weights, Tensor y) {
         Tensor bias = weights.bias();
@@ -285,7 +273,7 @@ public final class LayerAdapters {
     private Tensor updated(LoraLayer layer, LoraWeights weights, Tensor x, Tensor y) {
         boolean drops = drops(layer, weights) && x.is_floating_point();
         Tensor typed = x.is_floating_point() ? x.to(Tensors.type(weights.a())) : x;
-        Tensor input = drops ? torch.dropout(typed, weights.dropout(), true) : typed;
+        Tensor input = drops ? dropped(weights, typed) : typed;
         Tensor delta = layer.delta(weights, input);
         if (weights.magnitude() == null) {
             return y.add(delta, weights.scaleScalar());
@@ -300,11 +288,26 @@ public final class LayerAdapters {
         return y.add(part.mul(rescale.sub(ONE))).add(delta.mul(rescale), weights.scaleScalar());
     }
 
+    private Tensor dropped(LoraWeights adapter, Tensor x) {
+        Generator own = active.generator(nameOf(adapter));
+        return own == null
+                ? torch.dropout(x, adapter.dropout(), true)
+                : x.mul(new Dropout.Masks(own, adapter.dropout()).next(x.detach()));
+    }
+
+    private String nameOf(LoraWeights adapter) {
+        return weights.entrySet().stream()
+                .filter(each -> each.getValue() == adapter)
+                .map(Map.Entry::getKey)
+                .findFirst()
+                .orElseThrow();
+    }
+
     private Tensor mixed(LoraLayer layer, Tensor x, Tensor y, RowAdapters rows) {
         for (String name : tokens.isEmpty() ? List.<String>of() : rows.distinct()) {
             TokenRows found = tokens.get(name);
             if (found != null) {
-                y = changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
+                y = Reach.changed(rows.rowsOf(name), x, y, (in, out) -> found.replace(layer, in, out));
             }
         }
         List<LoraWeights> inUse = rows.distinct().stream()
@@ -315,7 +318,7 @@ public final class LayerAdapters {
             List<LowRank> table = new ArrayList<>();
             int perRow = (int) (y.numel() / y.size(-1) / x.size(0));
             int[] index = rows.index(weights, perRow, table);
-            update(x, y, reached(inUse, y, index), table);
+            update(x, y, reach.among(inUse, y, index), table);
             return y;
         }
         torch.ScalarType type = Tensors.type(y);
@@ -326,12 +329,12 @@ public final class LayerAdapters {
             }
             boolean twice = active.has(PeftCompat.ROWS_ROUND_TWICE)
                     && each.invocationTokens().isEmpty();
-            Change change = (in, before) -> {
+            Reach.Change change = (in, before) -> {
                 Tensor wide = twice ? before.to(Tensors.type(each.a())) : before;
                 Tensor after = biased(layer, each, updated(layer, each, in, wide));
                 return twice ? before.add(after.sub(before).to(type)) : after.to(type);
             };
-            y = whereReached(each, x, y, rows.rowsOf(name), change);
+            y = reach.where(each, x, y, rows.rowsOf(name), change);
         }
         return y;
     }

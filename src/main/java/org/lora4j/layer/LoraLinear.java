@@ -43,7 +43,8 @@ public final class LoraLinear extends LinearImpl implements LoraLayer {
 
     @Override
     public Tensor forward(Tensor x) {
-        return adapters.forward(this, x, base(x));
+        Tensor fused = FusedLinear.forward(this, x);
+        return fused == null ? adapters.forward(this, x, base(x)) : fused;
     }
 
     @Override

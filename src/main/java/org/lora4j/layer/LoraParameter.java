@@ -236,23 +236,35 @@ public final class LoraParameter implements LoraLayer {
     }
 
     @Override
-    public void addTo(Tensor weight, List<LoraWeights> updates) {
-        Tensor stack = weight.dim() == 3 ? weight : weight.unsqueeze(0);
+    public boolean add(Tensor weight, Tensor from, List<LoraWeights> updates, boolean safe) {
+        Tensor stack = stack(weight);
+        Tensor source = stack(from);
         if (Tensors.type(weight) == torch.ScalarType.Double) {
+            stack.copy_(source);
             for (LoraWeights each : updates) {
                 stack.baddbmm_(left(each), right(each), ONE, each.scaleScalar());
             }
-            return;
+            return !safe || Merging.isFinite(weight);
         }
+        boolean finite = true;
         for (long e = 0; e < stack.size(0); e++) {
             try (PointerScope scope = new PointerScope()) {
                 List<LowRank> table = new ArrayList<>();
                 for (LoraWeights each : updates) {
                     table.add(new LowRank(right(each).select(0, e), left(each).select(0, e), each.scale()));
                 }
-                Ops.current().merge(stack.select(0, e), table);
+                if (safe) {
+                    finite &= Ops.current().mergeChecked(stack.select(0, e), source.select(0, e), table);
+                } else {
+                    Ops.current().merge(stack.select(0, e), source.select(0, e), table);
+                }
             }
         }
+        return finite;
+    }
+
+    private static Tensor stack(Tensor parameter) {
+        return parameter.dim() == 3 ? parameter : parameter.unsqueeze(0);
     }
 
     /** The factor to the left of the update as the parameter lies: B as (E, out, r), or transposed A as (E, in, r). */
@@ -285,17 +297,19 @@ public final class LoraParameter implements LoraLayer {
                     NoGradGuard noGrad = new NoGradGuard()) {
                 if (base == null) {
                     base = Tensors.keep(parameter.detach());
-                    parameter.set_data(base.contiguous().clone());
-                } else {
-                    parameter.copy_(base);
+                    parameter.set_data(base.new_empty(Tensors.shape(base)));
                 }
-                addTo(parameter.detach(), inUse);
+                add(parameter.detach(), base, inUse, false);
             }
             remember(inUse);
             inUse.forEach(each -> each.onNewScale(this::refresh));
         }
-        track(inUse.stream()
-                .anyMatch(each -> each.a().requires_grad() || each.b().requires_grad()));
+        boolean trains = inUse.stream()
+                .anyMatch(each -> each.a().requires_grad() || each.b().requires_grad());
+        track(trains);
+        if (trains) {
+            adapters.taken().note(TrainingPath.Kind.AUTOGRAD, "its module multiplies by the adapted parameter itself");
+        }
     }
 
     private boolean isCurrent(List<LoraWeights> inUse) {

@@ -9,6 +9,7 @@ import java.util.Objects;
 import org.bytedeco.pytorch.Module;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.LoraConfig;
 import org.lora4j.ops.LowRank;
@@ -140,6 +141,31 @@ public final class LoraWeights implements AutoCloseable {
         return source == null ? b : source.a().t();
     }
 
+    /** What A's gradient accumulates in, zeros if there was none; null if A does not train. */
+    @Nullable
+    Tensor gradientA() {
+        Tensor gradient = source == null ? gradient(a) : source.gradientB();
+        return source == null || gradient == null ? gradient : gradient.t();
+    }
+
+    /** Likewise of B. */
+    @Nullable
+    Tensor gradientB() {
+        Tensor gradient = source == null ? gradient(b) : source.gradientA();
+        return source == null || gradient == null ? gradient : gradient.t();
+    }
+
+    private static @Nullable Tensor gradient(Tensor leaf) {
+        if (!leaf.requires_grad()) {
+            return null;
+        }
+        Tensor gradient = leaf.mutable_grad();
+        if (!gradient.defined()) {
+            gradient.put(torch.zeros_like(leaf.detach()));
+        }
+        return gradient.detach();
+    }
+
     /** The bias on B, or null. */
     public @Nullable Tensor bias() {
         return parts.get(Part.BIAS);
@@ -255,6 +281,11 @@ public final class LoraWeights implements AutoCloseable {
 
     void down(Module module) {
         this.down = Tensors.keep(module);
+    }
+
+    /** Whether any of the tensors gets gradients now. */
+    boolean requiresGrad() {
+        return source == null ? parts.values().stream().anyMatch(Tensor::requires_grad) : source.requiresGrad();
     }
 
     void requiresGrad(boolean requires) {

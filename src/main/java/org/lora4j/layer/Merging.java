@@ -32,8 +32,7 @@ final class Merging {
         return torch.isfinite(tensor).all().item_bool();
     }
 
-    private static Tensor rounded(
-            LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active) {
+    private static Tensor rounded(LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active) {
         if (active.has(PeftCompat.MERGE_ROUNDS_TWICE)) {
             return roundedTwice(layer, original, adapters);
         }

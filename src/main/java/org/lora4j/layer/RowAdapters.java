@@ -50,6 +50,32 @@ public final class RowAdapters {
         return rows.stream().mapToLong(Long::longValue).toArray();
     }
 
+    /**
+     * The runs of consecutive vectors with one adapter, adapter by adapter.
+     *
+     * @param weights the layer's adapters by name; rows whose adapter is not among them are in no run
+     * @param perRow how many consecutive vectors each row of the batch has
+     */
+    List<FusedLinear.Segment> segments(Map<String, LoraWeights> weights, long perRow) {
+        List<FusedLinear.Segment> segments = new ArrayList<>();
+        for (int adapter = 0; adapter < distinct.size(); adapter++) {
+            String name = distinct.get(adapter);
+            LoraWeights found = weights.get(name);
+            for (int from = 0; found != null && from < adapterOfRow.length; ) {
+                int to = from;
+                while (to < adapterOfRow.length && adapterOfRow[to] == adapter) {
+                    to++;
+                }
+                if (to > from) {
+                    segments.add(new FusedLinear.Segment(
+                            List.of(found), List.of(name), from * perRow, (to - from) * perRow));
+                }
+                from = Math.max(to, from + 1);
+            }
+        }
+        return segments;
+    }
+
     void checkBatch(String path, long batch) {
         if (batch != adapterOfRow.length) {
             throw new IllegalArgumentException(

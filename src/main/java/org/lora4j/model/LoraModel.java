@@ -42,6 +42,7 @@ public final class LoraModel<M extends Module> {
     private final M base;
     private final ActiveAdapters active;
     private final Injector injector;
+    private final TrainingPaths training;
     private final AdapterFactory factory;
     private final MergedLayers merging;
     private final Invocations invocations;
@@ -63,6 +64,7 @@ public final class LoraModel<M extends Module> {
         this.factory = new AdapterFactory(base, injector);
         this.merging = new MergedLayers(injector);
         this.adapters = new AttachedAdapters(active, injector);
+        this.training = new TrainingPaths(active, injector, adapters);
         this.invocations = new Invocations(active, adapters);
         if (base instanceof TokenSource source) {
             source.listener(invocations);
@@ -405,6 +407,11 @@ public final class LoraModel<M extends Module> {
             }
         }
         return parameters;
+    }
+
+    /** How linear layers train, and which way each took. */
+    public TrainingPaths training() {
+        return training;
     }
 
     /**

@@ -6,6 +6,7 @@ import java.util.Objects;
 import java.util.stream.Stream;
 import org.bytedeco.javacpp.Pointer;
 import org.bytedeco.javacpp.PointerScope;
+import org.bytedeco.pytorch.ScalarTypeOptional;
 import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
@@ -171,7 +172,8 @@ final class NativeOps implements LoraOps {
             return elsewhere.gram(x, y);
         }
         long[] place = place(x);
-        Tensor result = Scopes.within(() -> torch.zeros(x.size(0), y.size(0)).to(x.device(), ScalarType.Double));
+        Tensor result = Scopes.within(() -> x.new_empty(
+                new long[] {x.size(0), y.size(0)}, x.options().dtype(new ScalarTypeOptional(ScalarType.Double))));
         call(Lora4j.l4_gram(address(result), matrix(x), matrix(y), place));
         Reference.reachabilityFence(x);
         Reference.reachabilityFence(y);
@@ -302,7 +304,10 @@ final class NativeOps implements LoraOps {
         if (bytes < 0) {
             call((int) -bytes);
         }
-        return torch.empty(bytes).to(like.device(), ScalarType.Byte);
+        try (PointerScope scope = new PointerScope()) {
+            return Tensors.keep(
+                    like.new_empty(new long[] {bytes}, like.options().dtype(new ScalarTypeOptional(ScalarType.Byte))));
+        }
     }
 
     static long address(Tensor tensor) {

@@ -1,5 +1,7 @@
 package org.lora4j.train;
 
+import java.nio.file.Path;
+
 /** Hears how a training run goes. Called on the training thread, between steps. */
 public interface TrainListener {
     /** Hears nothing. */
@@ -23,6 +25,25 @@ public interface TrainListener {
      */
     default void onEvaluation(int step, double loss) {}
 
+    /**
+     * A run begins, or goes on.
+     *
+     * @param step the steps taken before, by a run that is resumed
+     * @param steps all steps of the run
+     */
+    default void onStart(int step, int steps) {}
+
+    /** A step has been taken; called after {@link #onStep}, with more about it. */
+    default void onReport(StepReport report) {}
+
+    /**
+     * A checkpoint is written.
+     *
+     * @param step the steps taken so far
+     * @param folder where it is
+     */
+    default void onCheckpoint(int step, Path folder) {}
+
     /** A listener that passes everything on to this one, then to another. */
     default TrainListener and(TrainListener other) {
         TrainListener first = this;
@@ -37,6 +58,24 @@ public interface TrainListener {
             public void onEvaluation(int step, double loss) {
                 first.onEvaluation(step, loss);
                 other.onEvaluation(step, loss);
+            }
+
+            @Override
+            public void onStart(int step, int steps) {
+                first.onStart(step, steps);
+                other.onStart(step, steps);
+            }
+
+            @Override
+            public void onReport(StepReport report) {
+                first.onReport(report);
+                other.onReport(report);
+            }
+
+            @Override
+            public void onCheckpoint(int step, Path folder) {
+                first.onCheckpoint(step, folder);
+                other.onCheckpoint(step, folder);
             }
         };
     }

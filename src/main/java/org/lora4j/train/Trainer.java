@@ -1,16 +1,10 @@
 package org.lora4j.train;
 
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.List;
-import java.util.function.BinaryOperator;
-import org.bytedeco.javacpp.PointerScope;
-import org.bytedeco.pytorch.AdamW;
-import org.bytedeco.pytorch.AdamWOptions;
-import org.bytedeco.pytorch.Module;
-import org.bytedeco.pytorch.NoGradGuard;
-import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.TensorVector;
-import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
+import org.lora4j.layer.Adapter;
 import org.lora4j.model.LoraModel;
 import org.lora4j.model.causal.CausalLM;
 
@@ -18,14 +12,13 @@ import org.lora4j.model.causal.CausalLM;
  * Trains the active adapters of a causal language model with AdamW, on the loss of the completions.
  *
  * <p>Native memory of a step is released when the step ends. A run is a function of the model, the data and the options:
- * on one machine with one thread count it gives the same adapters bit for bit. It seeds LibTorch's global generator.
+ * on one machine with one thread count it gives the same adapters bit for bit, also if it was ended between two steps and
+ * resumed. Every step seeds LibTorch's default generator.
  */
 public final class Trainer {
-    private final Module module;
-    private final List<Tensor> parameters;
-    private final BinaryOperator<Tensor> loss;
-    private final Runnable afterStep;
+    private final LoraModel<CausalLM> model;
     private final TrainOptions options;
+    private final World world;
 
     /**
      * A trainer for the adapters active now.
@@ -33,24 +26,30 @@ public final class Trainer {
      * @throws IllegalStateException if no adapter is active
      */
     public Trainer(LoraModel<CausalLM> model, TrainOptions options) {
-        this(model.base(), model.trainableParameters(), model.base()::loss, model::refresh, options);
+        this(model, options, World.ALONE);
     }
 
-    /** @param afterStep runs whenever the parameters have changed */
-    Trainer(
-            Module module,
-            List<Tensor> parameters,
-            BinaryOperator<Tensor> loss,
-            Runnable afterStep,
-            TrainOptions options) {
-        if (parameters.isEmpty()) {
+    /**
+     * Likewise for one of several processes that train together: each takes its share of every batch, and all end with the
+     * same adapters, those of one process with the same batches. The first process's adapter is where all start.
+     *
+     * @throws IllegalStateException if no adapter is active
+     */
+    public Trainer(LoraModel<CausalLM> model, TrainOptions options, World world) {
+        if (model.trainableParameters().isEmpty()) {
             throw new IllegalStateException("the model has nothing to train: add an adapter and make it active");
         }
-        this.module = module;
-        this.parameters = List.copyOf(parameters);
-        this.loss = loss;
-        this.afterStep = afterStep;
+        if (options.packing()
+                && model.activeAdapters().stream()
+                        .anyMatch(name ->
+                                !model.adapter(name).config().invocationTokens().isEmpty())) {
+            throw new IllegalArgumentException(
+                    "TrainOptions.packing = true: an adapter that starts at its invocation tokens"
+                            + " needs one text a row; switch packing off");
+        }
+        this.model = model;
         this.options = options;
+        this.world = world;
     }
 
     /** Trains on data, with nothing held out. */
@@ -62,104 +61,94 @@ public final class Trainer {
      * Trains on data.
      *
      * @param heldOut evaluated every {@link TrainOptions#evalEvery()} steps and after the last one
-     * @throws IllegalArgumentException if {@link TrainOptions#maxLength()} leaves an example without a completion
-     * @throws IllegalStateException if the loss stops being a number
+     * @throws IllegalArgumentException if {@link TrainOptions#maxLength()} leaves an example without a completion, or a
+     *     checkpoint to resume from is of another run
+     * @throws IllegalStateException if the loss stops being a number or memory runs out, naming the last good checkpoint
      */
     public TrainResult train(Dataset data, @Nullable Dataset heldOut, TrainListener listener) {
         checkLengths(data);
-        long start = System.nanoTime();
-        int steps = options.steps(data.size());
-        var batches = new BatchOrder(data.samples(), options.batchSize(), options.seed());
-        long tokens = 0;
-        double last = Double.NaN;
-        torch.manual_seed(options.seed());
-        module.train(true);
-        try (PointerScope run = new PointerScope()) {
-            TensorVector leaves = new TensorVector(parameters.toArray(new Tensor[0]));
-            AdamW optimizer = new AdamW(leaves, adamW());
-            for (int step = 0; step < steps; step++) {
-                double rate = options.learningRate() * options.schedule().factor(step, options.warmupSteps(), steps);
-                try (PointerScope scope = new PointerScope()) {
-                    Batch batch = Batch.of(batches.next(), options.maxLength());
-                    last = step(batch, optimizer, leaves, rate, step);
-                    tokens += batch.targets();
-                }
-                listener.onStep(step + 1, steps, last, rate);
-                if (heldOut != null && evaluateAfter(step + 1, steps)) {
-                    listener.onEvaluation(step + 1, evaluate(heldOut));
-                    module.train(true);
-                }
-            }
-            optimizer.zero_grad();
-        } finally {
-            module.eval();
+        return run(
+                new Completions(model.base(), model::refresh, options),
+                data.samples(),
+                heldOut == null ? null : heldOut.samples(),
+                listener);
+    }
+
+    /**
+     * Trains on preferences (DPO), with the model without its adapters as the reference. The loss is the mean of pairs.
+     *
+     * @param beta how strongly the model is held to the reference, above 0; 0.1 is usual
+     * @throws IllegalArgumentException if beta is not above 0 or packing is on
+     * @throws IllegalStateException as for {@link #train(Dataset, Dataset, TrainListener)}
+     */
+    public TrainResult trainPreferences(
+            PreferencePairs data, @Nullable PreferencePairs heldOut, double beta, TrainListener listener) {
+        if (!(beta > 0) || Double.isInfinite(beta)) {
+            throw new IllegalArgumentException("beta = " + beta + ": must be a number above 0; 0.1 is usual");
         }
-        return new TrainResult(steps, tokens, last, (System.nanoTime() - start) / 1e9);
+        if (options.packing()) {
+            throw new IllegalArgumentException(
+                    "TrainOptions.packing = true: preferences are not packed; switch it off");
+        }
+        Objective<PreferencePairs.Pair> objective = new Preferences(model, options, beta);
+        return run(objective, data.pairs(), heldOut == null ? null : heldOut.pairs(), listener);
+    }
+
+    private <T> TrainResult run(
+            Objective<T> objective, List<T> data, @Nullable List<T> heldOut, TrainListener listener) {
+        Loop.share(world, model.trainableParameters());
+        model.refresh();
+        try (Run<T> run = new Run<>(
+                objective,
+                ParameterGroup.of(trained(model), options.loraPlusRatio()),
+                options,
+                world,
+                checkpoints(model, options),
+                data,
+                heldOut,
+                listener)) {
+            return new Loop<>(objective, world).run(run);
+        }
+    }
+
+    static List<Adapter> trained(LoraModel<CausalLM> model) {
+        List<Adapter> trained = new ArrayList<>();
+        for (String name : model.activeAdapters()) {
+            if (model.adapter(name).trainable()) {
+                trained.add(model.adapter(name));
+            }
+        }
+        return trained;
+    }
+
+    static @Nullable Checkpoints checkpoints(LoraModel<CausalLM> model, TrainOptions options) {
+        Path output = options.output();
+        if (output == null) {
+            return null;
+        }
+        List<String> names = trained(model).stream().map(Adapter::name).toList();
+        return new Checkpoints(output, folder -> {
+            for (String name : names) {
+                model.save(names.size() == 1 ? folder : folder.resolve(name), name);
+            }
+        });
     }
 
     /** The mean loss per token of the completions, without dropout and without gradients. */
     public double evaluate(Dataset data) {
-        return evaluate(module, loss, data, options);
+        return evaluate(model.base(), data, options);
     }
 
     /** The mean loss per completion token of any causal language model, with whatever adapters are active. */
     public static double evaluate(CausalLM model, Dataset data, TrainOptions options) {
-        return evaluate(model, model::loss, data, options);
-    }
-
-    private static double evaluate(Module module, BinaryOperator<Tensor> loss, Dataset data, TrainOptions options) {
-        module.eval();
-        double sum = 0;
-        long tokens = 0;
-        List<Sample> samples = data.samples();
-        for (int from = 0; from < samples.size(); from += options.batchSize()) {
-            int to = Math.min(from + options.batchSize(), samples.size());
-            try (PointerScope scope = new PointerScope();
-                    NoGradGuard guard = new NoGradGuard()) {
-                Batch batch = Batch.of(samples.subList(from, to), options.maxLength());
-                if (batch.targets() > 0) {
-                    sum += loss.apply(batch.ids(), batch.labels()).item_double() * batch.targets();
-                    tokens += batch.targets();
-                }
-            }
-        }
-        if (tokens == 0) {
-            throw new IllegalArgumentException("no example has a completion token within maxLength = "
-                    + options.maxLength() + ": raise it or shorten the prompts");
-        }
-        return sum / tokens;
-    }
-
-    private double step(Batch batch, AdamW optimizer, TensorVector leaves, double rate, int step) {
-        optimizer.zero_grad();
-        Tensor mean = loss.apply(batch.ids(), batch.labels());
-        double value = mean.item_double();
-        if (!Double.isFinite(value)) {
-            throw new IllegalStateException("the loss became " + value + " at step " + (step + 1)
-                    + ": lower the learning rate (" + options.learningRate() + ") or check the data");
-        }
-        mean.backward();
-        if (Double.isFinite(options.maxGradNorm())) {
-            torch.clip_grad_norm_(leaves, options.maxGradNorm());
-        }
-        optimizer.param_groups().get(0).options().set_lr(rate);
-        optimizer.step();
-        afterStep.run();
-        return value;
-    }
-
-    private AdamWOptions adamW() {
-        AdamWOptions adamW = new AdamWOptions(options.learningRate());
-        adamW.weight_decay().put(options.weightDecay());
-        return adamW;
-    }
-
-    private boolean evaluateAfter(int step, int steps) {
-        return options.evalEvery() > 0 && (step % options.evalEvery() == 0 || step == steps);
+        return Loop.mean(new Completions(model, () -> {}, options), data.samples(), options);
     }
 
     private void checkLengths(Dataset data) {
         List<Sample> samples = data.samples();
+        if (samples instanceof StreamedSamples) {
+            return;
+        }
         for (int i = 0; i < samples.size(); i++) {
             int prompt = samples.get(i).promptLength();
             if (prompt >= options.maxLength()) {

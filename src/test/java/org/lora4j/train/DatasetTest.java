@@ -95,8 +95,8 @@ class DatasetTest {
             examples.add(new Example("", String.valueOf(i)));
         }
         List<Sample> samples = tokenise(examples).samples();
-        var order = new BatchOrder(samples, 4, 11);
-        var same = new BatchOrder(samples, 4, 11);
+        var order = new BatchOrder<>(samples, 4, 11);
+        var same = new BatchOrder<>(samples, 4, 11);
         Set<List<Sample>> rounds = new HashSet<>();
         for (int round = 0; round < 3; round++) {
             List<Sample> seen = new ArrayList<>();
@@ -110,7 +110,7 @@ class DatasetTest {
             rounds.add(seen);
         }
         assertThat(rounds).hasSize(3);
-        assertThat(new BatchOrder(samples, 10, 12).next()).isNotIn(rounds);
+        assertThat(new BatchOrder<>(samples, 10, 12).next()).isNotIn(rounds);
     }
 
     private static Dataset tokenise(List<Example> examples) {

@@ -15,7 +15,7 @@ final class TinyTask {
     static final String NAME = "count";
     static final long EOS = 1;
 
-    private static final Path MODEL = Path.of("src/test/resources/golden/models/llama");
+    static final Path MODEL = Path.of("src/test/resources/golden/models/llama");
 
     private TinyTask() {}
 

@@ -219,6 +219,38 @@ public final class CausalLM extends Module implements PretrainedModel, TokenSour
         }
     }
 
+    /**
+     * The hidden states of several texts in each row, which do not see each other: positions start anew with each text.
+     *
+     * @param inputIds int64 (B, T)
+     * @param segments int64 (B, T): a number for each text, the same for its tokens, which follow each other
+     * @return (B, T, hiddenSize), in the model's type
+     * @throws IllegalArgumentException naming the argument, if a shape or type does not fit
+     */
+    public Tensor hidden(Tensor inputIds, Tensor segments) {
+        check(inputIds, null, null);
+        if (segments.dim() != 2
+                || Tensors.type(segments) != ScalarType.Long
+                || segments.size(0) != inputIds.size(0)
+                || segments.size(1) != inputIds.size(1)) {
+            throw new IllegalArgumentException("segments must be Long of the shape of inputIds ("
+                    + Tensors.describe(inputIds) + "), but is " + Tensors.describe(segments));
+        }
+        try (LoraModel.Scope pass = begin(inputIds, null, null)) {
+            return model.packed(inputIds, segments);
+        }
+    }
+
+    /**
+     * The output layer alone, with its adapters.
+     *
+     * @param hidden (B, T, hiddenSize), what {@code hidden} returns or some of it
+     * @return (B, T, vocabSize)
+     */
+    public Tensor logits(Tensor hidden) {
+        return lm_head.forward(hidden);
+    }
+
     @Override
     public void listener(@Nullable Listener next) {
         this.listener = next;

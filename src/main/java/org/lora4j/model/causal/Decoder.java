@@ -9,6 +9,7 @@ import org.bytedeco.pytorch.ModuleListImpl;
 import org.bytedeco.pytorch.NoGradGuard;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
+import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.jspecify.annotations.Nullable;
 
@@ -101,6 +102,50 @@ final class Decoder extends Module {
             x = layer.forward(x, pass);
         }
         return norm.forward(x);
+    }
+
+    /**
+     * As {@link #forward} for rows of several texts.
+     *
+     * @param segments int64 (B, T), the text each token is of; the tokens of a text follow each other
+     */
+    Tensor packed(Tensor ids, Tensor segments) {
+        Tensor x = embed_tokens.forward(ids);
+        long batch = ids.size(0);
+        long tokens = ids.size(1);
+        RotaryTable.Angles angles = rotary.upTo(tokens, x);
+        Pass pass;
+        try (NoGradGuard guard = new NoGradGuard()) {
+            Tensor index = torch.arange(new Scalar(tokens)).to(ids.device(), ScalarType.Long);
+            Tensor positions = index.sub(starts(segments, index)).reshape(-1);
+            long[] shape = {batch, tokens, 1, config.headDim()};
+            Pass.Sight full = Pass.Sight.of(segments, index, 0);
+            pass = new Pass(
+                    batch,
+                    tokens,
+                    angles.cos().index_select(0, positions).view(shape),
+                    angles.sin().index_select(0, positions).view(shape),
+                    full,
+                    config.slidingWindow() == 0 ? full : Pass.Sight.of(segments, index, config.slidingWindow()),
+                    null,
+                    config.attentionDropout() > 0 && is_training() ? config.attentionDropout() : 0,
+                    null);
+        }
+        for (DecoderLayer layer : layers) {
+            x = layer.forward(x, pass);
+        }
+        return norm.forward(x);
+    }
+
+    /** Where in its row the text of each token starts. */
+    private static Tensor starts(Tensor segments, Tensor index) {
+        long tokens = segments.size(1);
+        Tensor begins = torch.zeros_like(segments);
+        if (tokens > 1) {
+            Tensor changes = segments.narrow(1, 1, tokens - 1).ne(segments.narrow(1, 0, tokens - 1));
+            begins.narrow(1, 1, tokens - 1).copy_(changes.to(ScalarType.Long).mul(index.narrow(0, 1, tokens - 1)));
+        }
+        return begins.cummax(1).get0();
     }
 
     private Pass pass(Tensor ids, Tensor x, @Nullable Tensor seen, @Nullable KvCache cache) {

@@ -80,5 +80,21 @@ record Pass(
             }
             return new Sight(new TensorOptional(mask), false);
         }
+
+        /**
+         * A token sees those of its own text up to itself.
+         *
+         * @param segments int64 (B, T), the text of each token
+         * @param index 0 to T - 1
+         */
+        static Sight of(Tensor segments, Tensor index, long window) {
+            Tensor queries = index.unsqueeze(1);
+            Tensor mask = index.le(queries);
+            if (window > 0) {
+                mask = mask.logical_and(index.gt(queries.sub(new Scalar(window))));
+            }
+            Tensor same = segments.unsqueeze(2).eq(segments.unsqueeze(1));
+            return new Sight(new TensorOptional(same.logical_and(mask).unsqueeze(1)), false);
+        }
     }
 }
