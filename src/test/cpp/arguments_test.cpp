@@ -128,6 +128,8 @@ void good_calls() {
   CHECK(l4_set_threads(-1) == L4_BAD_ARGUMENT, "threads");
   CHECK(std::strstr(l4_last_error(), "threads is -1"), "threads");
   CHECK(l4_set_cpu_isa("sse9") == L4_UNSUPPORTED && std::strstr(l4_last_error(), "sse9"), "instruction set");
+  CHECK(l4_set_merge("quick") == L4_BAD_ARGUMENT && std::strstr(l4_last_error(), "quick"), "mode of merges");
+  CHECK(l4_set_merge("fast") == L4_OK && l4_set_merge(nullptr) == L4_OK, "mode of merges");
   CHECK(l4_has_device(L4_CPU) == 1 && l4_has_device(2) == 0, "devices");
   CHECK(std::strstr(l4_build_info(), l4_version()) && std::strstr(l4_build_info(), "CUDA"), "build info");
 }

@@ -49,6 +49,11 @@ final class NativeLibrary {
         }
     }
 
+    /** Whether merges on CUDA run on tensor cores, in another order than the exact one. */
+    static boolean mergesFast() {
+        return "fast".equals(System.getProperty(MERGE_PROPERTY));
+    }
+
     /** Forces an instruction set for the process; null goes back to the best one. */
     static void useInstructionSet(@Nullable String isa) {
         if (Lora4j.l4_set_cpu_isa(isa) != Lora4j.OK) {

@@ -39,7 +39,7 @@ final class NativeOps implements LoraOps {
     @Override
     public String description() {
         return "native: " + Lora4j.l4_cpu_isa() + ", " + torch.get_num_threads() + " threads (" + Lora4j.l4_build_info()
-                + ")";
+                + (NativeLibrary.mergesFast() ? "; fast merges on CUDA" : "") + ")";
     }
 
     @Override

@@ -66,6 +66,17 @@ class OpsTest {
     }
 
     @Test
+    void fastMergesCanBeChosen() throws Exception {
+        assertThat(probe(CLASSES, "-Dlora4j.merge=fast")).contains("fast merges on CUDA", "1 + 2 = 3.0");
+        assertThat(probe(CLASSES, "-Dlora4j.merge=exact"))
+                .contains("1 + 2 = 3.0")
+                .doesNotContain("fast merges");
+        assertThat(probe(CLASSES, "-Dlora4j.merge=quick"))
+                .contains("IllegalArgumentException", "lora4j.merge=quick", "exact")
+                .doesNotContain("chose");
+    }
+
+    @Test
     void withoutALibraryLibTorchIsUsedAndTheReasonLogged() throws Exception {
         assertThat(probe(classesWith(null)))
                 .contains("WARN", "libjnilora4j.so is not on the class path", "chose torch: ", "1 + 2 = 3.0");
