@@ -93,6 +93,30 @@ void edge_shapes() {
   check_update(901, z, none, {0, -1}, hollow);
 }
 
+// Many adapters of one or two rows, B with contiguous columns and not: groups that are one piece of work, and others.
+void many_adapters() {
+  for (unsigned seed = 0; seed < 12; seed++) {
+    Random random(920 + seed);
+    int64_t in = random.pick(widths);
+    int64_t out = random.pick({1, 9, 64, 200, 641});
+    DType type = random.type();
+    Updates adapters;
+    for (int64_t a = 0; a < 11; a++) {
+      int64_t rank = random.pick(ranks);
+      adapters.add(random, random.matrix(rank, in, random.type(), contiguous),
+                   random.matrix(out, rank, random.type(), a % 4 == 3 ? contiguous : transposed));
+    }
+    std::vector<int32_t> rows;
+    for (int64_t t = 0; t < 19; t++) rows.push_back(static_cast<int32_t>(t < 13 ? t % 11 : random.below(12) - 1));
+    Buffer y = random.matrix(19, out, type, seed % 3 ? contiguous : rows_apart);
+    Buffer x = random.matrix(19, in);
+    check_update(920 + seed, y, x, rows, adapters);
+    Buffer one = random.matrix(1, out, type, contiguous);
+    Buffer z = random.matrix(1, in);
+    check_update(940 + seed, one, z, {static_cast<int32_t>(random.below(11))}, adapters);
+  }
+}
+
 void threads_do_not_matter() {
   Random random(950);
   Updates adapters;
@@ -120,6 +144,7 @@ int main(int argc, char** argv) {
   use_instruction_set(argc, argv);
   random_shapes();
   edge_shapes();
+  many_adapters();
   threads_do_not_matter();
   return 0;
 }

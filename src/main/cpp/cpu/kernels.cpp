@@ -179,8 +179,8 @@ bool block_as(const Block& block) {
 }
 
 float tree_sum(float* lane) {
-  for (int64_t half = dot_lanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; j++) lane[j] += lane[j + half];
+  L4_UNROLL for (int64_t half = dot_lanes / 2; half > 0; half /= 2) {
+    L4_UNROLL for (int64_t j = 0; j < half; j++) lane[j] += lane[j + half];
   }
   return lane[0];
 }
@@ -253,6 +253,9 @@ template <DType TA, DType TX>
 void dot_as(const DotBlock& block) {
   int64_t end = block.rank + block.rank_count;
   int64_t k = block.rank;
+  // One row alone: more ranks at once, for the chains of few wait for themselves.
+  constexpr int alone = 2 * Simd::dot_ranks;
+  for (; block.row_count == 1 && k + alone <= end; k += alone) dot_tile<alone, 1, TA, TX>(block, k, block.row);
   for (; k + Simd::dot_ranks <= end; k += Simd::dot_ranks) dot_rows_as<Simd::dot_ranks, TA, TX>(block, k);
   for (; k < end; k++) dot_rows_as<1, TA, TX>(block, k);
 }
@@ -300,11 +303,12 @@ bool block(const Block& block) {
 }  // namespace lora4j
 
 #include "cpu/attention_kernel.h"
+#include "cpu/row_kernel.h"
 
 namespace lora4j {
 namespace {
 
-const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot, attend};
+const Kernels table = {L4_NAME, tile_cols, pack_left, pack_right, block, dot, rows, attend};
 
 }  // namespace
 

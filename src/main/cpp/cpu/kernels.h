@@ -49,6 +49,21 @@ struct DotBlock {
   float* v;
 };
 
+// y[row_numbers[i], col ...] += scale * b v, for one or two rows: b (out, rank) with contiguous columns for each rank, y
+// with contiguous rows, v as DotBlock leaves it.
+constexpr int64_t most_rows_unpacked = 2;
+
+struct RowBlock {
+  Matrix y;
+  Matrix b;
+  const int32_t* row_numbers;
+  int64_t row_count;
+  int64_t col;
+  int64_t col_count;
+  const float* v;
+  float scale;
+};
+
 // The query heads of one token that share a key head, over `count` keys of its sequence from `first` on.
 struct AttentionUnit {
   Matrix out;
@@ -76,6 +91,7 @@ struct Kernels {
   // False if the check was asked for and an element of the block is not finite.
   bool (*block)(const Block& block);
   void (*dot)(const DotBlock& block);
+  void (*rows)(const RowBlock& block);
   void (*attend)(const AttentionUnit& unit);
 };
 

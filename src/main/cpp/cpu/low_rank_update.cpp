@@ -1,6 +1,6 @@
 // lowRankUpdate on the CPU: rows are grouped by adapter, so that each factor is streamed once per group. First
 // v = A x for every group, cut over ranks and rows; then y += s B v, cut over rows and outputs. Bound by reading A and B
-// while groups are small.
+// while groups are small: one or two rows use B as it lies, and where such groups are many each is one piece of work.
 #include <atomic>
 #include <vector>
 
@@ -15,6 +15,7 @@ constexpr int64_t dot_ranks = 8;
 constexpr int64_t block_rows = 16 * tile_rows;
 constexpr int64_t panel_floats = 1 << 14;  // of packed B: half of a 128 KiB share of the cache
 constexpr int64_t most_cols = 512;
+constexpr int64_t least_whole = 8;  // groups, so that threads get equal shares
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -24,6 +25,7 @@ struct Group {
   int64_t row;  // first entry in the sorted row numbers
   int64_t row_count;
   int64_t v;  // offset of its products
+  bool unpacked;  // whether B is used as it lies
 };
 
 // A piece of one group: [first, first + count) ranks or columns of [row, row + row_count) rows.
@@ -38,6 +40,7 @@ struct Unit {
 struct Plan {
   std::vector<Group> groups;
   std::vector<int32_t> rows;  // sorted by adapter, stable
+  std::vector<int64_t> whole;  // groups that are one piece of work
   std::vector<Unit> dots;
   std::vector<Unit> blocks;
   std::vector<std::vector<float>> copies;
@@ -64,7 +67,7 @@ void group_rows(const LowRankUpdateParams& params, Plan& plan) {
   int64_t start = -next[0];  // rows without an adapter are left out
   for (int64_t a = -1; a < params.count; a++) {
     int64_t size = next[static_cast<size_t>(a + 1)];
-    if (a >= 0 && size > 0) plan.groups.push_back({params.adapters + a, {}, start, size, 0});
+    if (a >= 0 && size > 0) plan.groups.push_back({params.adapters + a, {}, start, size, 0, false});
     next[static_cast<size_t>(a + 1)] = start;
     start += size;
   }
@@ -75,10 +78,16 @@ void group_rows(const LowRankUpdateParams& params, Plan& plan) {
   }
 }
 
+bool fits_unpacked(const Group& group, const Matrix& y) {
+  const Matrix& b = group.adapter->b;
+  return group.row_count <= most_rows_unpacked && (b.row_stride == 1 || b.rows == 1) && (y.col_stride == 1 || y.cols == 1);
+}
+
 Plan plan_for(const LowRankUpdateParams& params, int64_t tile_cols) {
   Plan plan;
   group_rows(params, plan);
   if (plan.groups.empty()) return plan;
+  bool many = static_cast<int64_t>(plan.groups.size()) >= least_whole;
   plan.x = contiguous_rows(params.x, plan);
   for (size_t g = 0; g < plan.groups.size(); g++) {
     Group& group = plan.groups[g];
@@ -86,6 +95,12 @@ Plan plan_for(const LowRankUpdateParams& params, int64_t tile_cols) {
     group.a = contiguous_rows(group.adapter->a, plan);
     group.v = plan.v_floats;
     plan.v_floats += ceil_div(group.row_count, tile_rows) * tile_rows * rank;
+    plan.work += static_cast<double>(group.row_count * rank) * static_cast<double>(params.x.cols + params.y.cols);
+    group.unpacked = fits_unpacked(group, params.y);
+    if (group.unpacked && many) {
+      plan.whole.push_back(static_cast<int64_t>(g));
+      continue;
+    }
     int64_t cols = panel_floats / rank / tile_cols * tile_cols;
     cols = cols < tile_cols ? tile_cols : least(cols, most_cols);
     plan.pack_floats = plan.pack_floats < rank * cols ? rank * cols : plan.pack_floats;
@@ -98,7 +113,6 @@ Plan plan_for(const LowRankUpdateParams& params, int64_t tile_cols) {
         plan.blocks.push_back({static_cast<int64_t>(g), j, least(cols, params.y.cols - j), row, rows});
       }
     }
-    plan.work += static_cast<double>(group.row_count * rank) * static_cast<double>(params.x.cols + params.y.cols);
   }
   return plan;
 }
@@ -113,9 +127,20 @@ void run_block(const Plan& plan, const Unit& unit, const Matrix& y, const float*
                const Kernels& table) {
   const Group& group = plan.groups[static_cast<size_t>(unit.group)];
   int64_t rank = group.adapter->rank();
+  if (group.unpacked) {
+    table.rows({y, group.adapter->b, plan.rows.data() + group.row, unit.row_count, unit.first, unit.count, v + group.v,
+                group.adapter->scale});
+    return;
+  }
   table.pack_right(group.adapter->b.transposed(), unit.first, unit.count, y.type, pack);
   Panel panel = {v + group.v + unit.row * rank, pack, rank, group.adapter->scale};
   table.block({y, y, plan.rows.data() + group.row + unit.row, 0, unit.row_count, unit.first, unit.count, &panel, 1, false});
+}
+
+void run_whole(const Plan& plan, int64_t group, const Matrix& y, float* v, const Kernels& table) {
+  const Group& all = plan.groups[static_cast<size_t>(group)];
+  run_dot(plan, {group, 0, all.adapter->rank(), 0, all.row_count}, v, table);
+  run_block(plan, {group, 0, y.cols, 0, all.row_count}, y, v, nullptr, table);
 }
 
 }  // namespace
@@ -129,14 +154,17 @@ bool low_rank_update_cpu(const LowRankUpdateParams& params, int threads) {
   if (!v) return false;
   int64_t dots = static_cast<int64_t>(plan.dots.size());
   int64_t blocks = static_cast<int64_t>(plan.blocks.size());
-  int team = team_size(threads, dots > blocks ? dots : blocks, plan.work);
+  int64_t whole = static_cast<int64_t>(plan.whole.size());
+  int team = team_size(threads, whole + (dots > blocks ? dots : blocks), plan.work);
   std::atomic<bool> failed{false};
 #pragma omp parallel num_threads(team)
   {
     FloatMode mode;
     thread_local Scratch packed;
     float* pack = packed.get(plan.pack_floats);
-    if (!pack) failed = true;
+    if (!pack && plan.pack_floats > 0) failed = true;
+#pragma omp for schedule(dynamic, 4) nowait
+    for (int64_t i = 0; i < whole; i++) run_whole(plan, plan.whole[static_cast<size_t>(i)], params.y, v, table);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < dots; i++) run_dot(plan, plan.dots[static_cast<size_t>(i)], v, table);
     if (!failed) {

@@ -2,6 +2,10 @@ package org.lora4j.model;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.IntBuffer;
+import java.nio.ShortBuffer;
 import java.nio.charset.StandardCharsets;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
@@ -11,6 +15,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.LongStream;
+import java.util.stream.Stream;
 import org.bytedeco.javacpp.BytePointer;
 import org.bytedeco.javacpp.PointerScope;
 import org.bytedeco.pytorch.Device;
@@ -37,8 +42,15 @@ public final class AdapterImage implements AutoCloseable {
 
     private static final long HASH_BLOCK = 1 << 20;
 
-    /** A factor in the block. */
-    private record Place(ScalarType type, long rows, long columns, long offset, long bytes) {}
+    /** Adapters larger than this are read by all cores, others by the caller alone, who may be one of many. */
+    private static final long LARGE = 8 << 20;
+
+    /**
+     * A factor in the block.
+     *
+     * @param turned whether it lies there column by column: B does, so that one row's update reads it as it lies
+     */
+    private record Place(ScalarType type, long rows, long columns, long offset, long bytes, boolean turned) {}
 
     /** The update of one layer. */
     private record Piece(Place a, Place b, double scale) {}
@@ -68,8 +80,8 @@ public final class AdapterImage implements AutoCloseable {
     AdapterImage(Map<String, Source> sources, TensorFile file, boolean pinned) throws IOException {
         long end = 0;
         for (Map.Entry<String, Source> entry : sources.entrySet()) {
-            Place a = place(entry.getValue().a().value(), end);
-            Place b = place(entry.getValue().b().value(), a.offset() + aligned(a.bytes()));
+            Place a = place(entry.getValue().a().value(), end, false);
+            Place b = place(entry.getValue().b().value(), a.offset() + aligned(a.bytes()), true);
             end = b.offset() + aligned(b.bytes());
             pieces.put(entry.getKey(), new Piece(a, b, entry.getValue().scale()));
         }
@@ -108,7 +120,8 @@ public final class AdapterImage implements AutoCloseable {
         }
         if (file instanceof SafetensorsFile tensors) {
             try {
-                plain.parallelStream().forEach(move -> read(tensors, move, data));
+                Stream<Move> each = bytes > LARGE ? plain.parallelStream() : plain.stream();
+                each.forEach(move -> read(tensors, move, data));
             } catch (UncheckedIOException e) {
                 throw e.getCause();
             }
@@ -125,9 +138,44 @@ public final class AdapterImage implements AutoCloseable {
             }
             BytePointer part = new BytePointer(data);
             part.position(place.offset()).limit(place.offset() + place.bytes());
-            file.read(key, 0, part.asByteBuffer());
+            if (place.turned()) {
+                ByteBuffer rows = ByteBuffer.allocate(Math.toIntExact(place.bytes()));
+                file.read(key, 0, rows);
+                turn(rows.flip(), part.asByteBuffer(), place);
+            } else {
+                file.read(key, 0, part.asByteBuffer());
+            }
         } catch (IOException e) {
             throw new UncheckedIOException(e);
+        }
+    }
+
+    /** Transposes a factor whose rows follow each other, column by column. */
+    private static void turn(ByteBuffer from, ByteBuffer to, Place place) {
+        int rows = Math.toIntExact(place.rows());
+        int columns = Math.toIntExact(place.columns());
+        if (place.type() == ScalarType.Float) {
+            int[] values = new int[rows * columns];
+            from.order(ByteOrder.nativeOrder()).asIntBuffer().get(values);
+            int[] line = new int[rows];
+            IntBuffer out = to.order(ByteOrder.nativeOrder()).asIntBuffer();
+            for (int k = 0; k < columns; k++) {
+                for (int i = 0; i < rows; i++) {
+                    line[i] = values[i * columns + k];
+                }
+                out.put(line);
+            }
+        } else {
+            short[] values = new short[rows * columns];
+            from.order(ByteOrder.nativeOrder()).asShortBuffer().get(values);
+            short[] line = new short[rows];
+            ShortBuffer out = to.order(ByteOrder.nativeOrder()).asShortBuffer();
+            for (int k = 0; k < columns; k++) {
+                for (int i = 0; i < rows; i++) {
+                    line[i] = values[i * columns + k];
+                }
+                out.put(line);
+            }
         }
     }
 
@@ -135,18 +183,18 @@ public final class AdapterImage implements AutoCloseable {
     static long bytes(Iterable<Source> sources) {
         long sum = 0;
         for (Source source : sources) {
-            sum += aligned(place(source.a().value(), 0).bytes())
-                    + aligned(place(source.b().value(), 0).bytes());
+            sum += aligned(place(source.a().value(), 0, false).bytes())
+                    + aligned(place(source.b().value(), 0, true).bytes());
         }
         return sum;
     }
 
-    private static Place place(Tensor factor, long offset) {
+    private static Place place(Tensor factor, long offset, boolean turned) {
         ScalarType type = Tensors.type(factor);
         // Float64 is not among the types of the operations.
         ScalarType kept = type == ScalarType.BFloat16 || type == ScalarType.Half ? type : ScalarType.Float;
         long width = kept == ScalarType.Float ? 4 : 2;
-        return new Place(kept, factor.size(0), factor.size(1), offset, factor.numel() * width);
+        return new Place(kept, factor.size(0), factor.size(1), offset, factor.numel() * width, turned);
     }
 
     private static long aligned(long size) {
@@ -154,7 +202,10 @@ public final class AdapterImage implements AutoCloseable {
     }
 
     private static Tensor view(Tensor block, Place place) {
-        return block.narrow(0, place.offset(), place.bytes()).view(place.type()).view(place.rows(), place.columns());
+        Tensor values = block.narrow(0, place.offset(), place.bytes()).view(place.type());
+        return place.turned()
+                ? values.view(place.columns(), place.rows()).t()
+                : values.view(place.rows(), place.columns());
     }
 
     /** How much memory the factors take, here and on a device. */
@@ -194,8 +245,8 @@ public final class AdapterImage implements AutoCloseable {
         long blocks = (bytes + HASH_BLOCK - 1) / HASH_BLOCK;
         BytePointer data = new BytePointer(block.data_ptr());
         zeroGaps(data);
-        List<byte[]> parts = LongStream.range(0, blocks)
-                .parallel()
+        LongStream numbers = LongStream.range(0, blocks);
+        List<byte[]> parts = (bytes > LARGE ? numbers.parallel() : numbers)
                 .mapToObj(i -> {
                     BytePointer part = new BytePointer(data);
                     long from = i * HASH_BLOCK;
