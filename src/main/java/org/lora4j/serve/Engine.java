@@ -128,11 +128,12 @@ public final class Engine implements AutoCloseable {
                 end(each);
                 fail(each, EngineBusyException.stopped());
             }
-            for (Sequence each : List.copyOf(running)) {
+            List<Sequence> left = List.copyOf(running);
+            running.clear();
+            for (Sequence each : left) {
                 leave(each);
                 fail(each, EngineBusyException.stopped());
             }
-            running.clear();
             step.close();
             stopped.countDown();
         }
@@ -305,6 +306,8 @@ public final class Engine implements AutoCloseable {
         sequence.reserved = 0;
         giveBack(sequence);
         end(sequence);
+        // Whoever is told of the end finds it counted.
+        counters.running = running.size();
     }
 
     private static void giveBack(Sequence sequence) {

@@ -174,6 +174,7 @@ class ApiServerTest {
                     .forEach(part -> text.append(part.at("/choices/0/text").asString()));
             assertThat(text.toString()).isEqualTo(before);
         }
+        server.awaitIdle();
         assertThat(server.pool.stats().leased()).isZero();
     }
 
@@ -353,9 +354,7 @@ class ApiServerTest {
             answer.body().read();
             answer.body().close();
         }
-        for (int i = 0; i < 500 && server.engine.stats().running() > 0; i++) {
-            TimeUnit.MILLISECONDS.sleep(20);
-        }
+        server.awaitIdle();
         assertThat(server.engine.stats().running()).isZero();
         assertThat(server.engine.stats().reservedPages()).isZero();
         assertThat(server.pool.stats().leased()).isZero();

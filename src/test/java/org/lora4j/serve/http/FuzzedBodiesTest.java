@@ -161,6 +161,7 @@ class FuzzedBodiesTest {
             assertThat(server.send("/v1/completions", "{\"prompt\":\"a\",\"max_tokens\":3}")
                             .statusCode())
                     .isEqualTo(200);
+            server.awaitIdle();
             assertThat(server.engine.stats().running()).isZero();
             assertThat(server.pool.stats().leased()).isZero();
         }

@@ -10,6 +10,7 @@ import java.nio.file.Path;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.TimeUnit;
 import java.util.function.UnaryOperator;
 import org.lora4j.model.HostModel;
 import org.lora4j.model.causal.CausalLM;
@@ -63,6 +64,13 @@ final class TestServer implements AutoCloseable {
     Path adapter(String name, long seed, int rank) throws IOException {
         return ServedModels.adapter(
                 roots.resolve(name), ServedModels.DEMO, rank, 2 * rank + 1, seed, 0.2, "q_proj", "v_proj", "down_proj");
+    }
+
+    /** Waits until no request runs: what a stop string or a closed connection ended leaves at the engine's next step. */
+    void awaitIdle() throws InterruptedException {
+        for (int i = 0; i < 500 && engine.stats().running() > 0; i++) {
+            TimeUnit.MILLISECONDS.sleep(20);
+        }
     }
 
     URI uri(String path) {
