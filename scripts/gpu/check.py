@@ -83,7 +83,7 @@ def check_merge(l4, small):
 
 
 def bits(t):
-    return t.contiguous().view(torch.int32 if t.dtype == torch.float32 else torch.int16)
+    return t.contiguous().view({4: torch.int32, 2: torch.int16, 1: torch.int8}[t.element_size()])
 
 
 def check_special_values(l4):
@@ -139,6 +139,31 @@ def check_checked(l4):
             l4.merge_checked(given, None, updates, flag)
             ok(flag.item() == (1 if spoilt else 7), what + ": flag in place")
             ok(bits(given).equal(bits(w)), what + ": in place")
+
+
+def check_row_factors(l4, variant):
+    """Rows multiplied before the rounding, and weights of bytes: the bits of the CPU kernels, or near them when fast."""
+    rng = torch.Generator().manual_seed(8)
+    shapes = [(130, 264), (65, 131), (72, 136)]
+    for dtype, (rows, cols), layout, scaled in itertools.product(
+        [*TYPES, torch.float8_e4m3fn], shapes, ("plain", "transposed"), (True, False)
+    ):
+        w = random(rng, rows, cols, dtype=dtype, layout=layout)
+        updates = [(random(rng, r, cols), random(rng, rows, r), 0.25) for r in (16, 5)]
+        factors = torch.rand(rows, generator=rng) + 0.5 if scaled else None
+        on_gpu = gpu(w)
+        flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+        on_device = [(gpu(a), gpu(b), s) for a, b, s in updates]
+        l4.merge_checked(on_gpu, None, on_device, flag, row_factors=factors.cuda() if scaled else None)
+        l4.merge_checked(w, None, updates, None, row_factors=factors)
+        what = f"merge {rows}x{cols} {dtype} {layout}, factors {scaled}"
+        if variant != "fast":
+            ok(bits(on_gpu.cpu()).equal(bits(w)), what + ": not the CPU's bits")
+        else:
+            step = {4: 2**-18, 2: 2**-7, 1: 2**-3}[w.element_size()]
+            apart = (on_gpu.cpu().double() - w.double()).abs()
+            ok(bool((apart <= step * (w.double().abs() + 1)).all()), what + f": {apart.max()} from the exact merge")
+        ok(flag.item() == 0, what + ": flag")
 
 
 def check_update(l4, small):
@@ -262,6 +287,7 @@ def main():
         if not FAST:
             check_special_values(l4)
         check_checked(l4)
+        check_row_factors(l4, sys.argv[2])
         check_update(l4, small)
         check_refusals(l4)
         if not small:

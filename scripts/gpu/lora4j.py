@@ -6,7 +6,7 @@ import os
 
 import torch
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 
 
 class Matrix(ctypes.Structure):
@@ -58,7 +58,7 @@ class Library:
         for name in ("l4_build_info", "l4_cpu_isa", "l4_last_error", "l4_version"):
             getattr(self.c, name).restype = ctypes.c_char_p
         self.c.l4_merge.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_void_p]
-        self.c.l4_merge_checked.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] + [ctypes.c_void_p] * 2
+        self.c.l4_merge_checked.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] + [ctypes.c_void_p] * 3
         self.c.l4_low_rank_update.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p]
 
     def info(self) -> str:
@@ -77,13 +77,14 @@ class Library:
         m, p = matrix(w), place(w)
         self._done(self.c.l4_merge(ctypes.byref(m), table, len(updates), ctypes.byref(p)))
 
-    def merge_checked(self, w, source, updates, flag, table=None):
-        """source: a tensor like w, or None for w; flag: an int32 tensor on w's device, or None."""
+    def merge_checked(self, w, source, updates, flag, table=None, row_factors=None):
+        """source: a tensor like w, or None for w; flag: an int32 tensor on w's device, or None; row_factors: float32."""
         table = table or self.prepare(updates)
         m, p = matrix(w), place(w)
         f = ctypes.byref(matrix(source)) if source is not None else None
         to = flag.data_ptr() if flag is not None else None
-        self._done(self.c.l4_merge_checked(ctypes.byref(m), f, table, len(updates), to, ctypes.byref(p)))
+        by = row_factors.data_ptr() if row_factors is not None else None
+        self._done(self.c.l4_merge_checked(ctypes.byref(m), f, table, len(updates), by, to, ctypes.byref(p)))
 
     def low_rank_update(self, y, x, rows, adapters, table=None, index=None):
         table = table or self.prepare(adapters)

@@ -62,7 +62,7 @@ void bad_merges() {
   refuses("w is not aligned", true, [](A& a) { a.w.matrix.data = static_cast<char*>(a.w.matrix.data) + 1; });
   refuses("w has negative size", true, [](A& a) { a.w.matrix.rows = -1; });
   refuses("w has negative stride", true, [](A& a) { a.w.matrix.col_stride = -1; });
-  refuses("w has dtype 3", true, [](A& a) { a.w.matrix.dtype = 3; });
+  refuses("w has dtype 4", true, [](A& a) { a.w.matrix.dtype = 4; });
   refuses("w has dtype -1", true, [](A& a) { a.w.matrix.dtype = -1; });
   refuses("w: sizes and strides", true, [](A& a) { a.w.matrix.row_stride = INT64_MAX / 2; });
   refuses("w: sizes and strides", true, [](A& a) { a.w.matrix.rows = a.w.matrix.cols = INT64_C(1) << 40; });

@@ -32,8 +32,10 @@ using lora4j::Matrix;
 constexpr double unit = 0x1p-24;  // of float32
 constexpr l4_place cpu = {L4_CPU, 0, nullptr};
 
-inline double half_ulp(DType type) { return type == DType::f32 ? unit : type == DType::bf16 ? 0x1p-8 : 0x1p-11; }
-inline double smallest(DType type) { return type == DType::f16 ? 0x1p-25 : 0x1p-126; }
+inline double half_ulp(DType type) {
+  return type == DType::f32 ? unit : type == DType::bf16 ? 0x1p-8 : type == DType::f16 ? 0x1p-11 : 0x1p-4;
+}
+inline double smallest(DType type) { return type == DType::f16 ? 0x1p-25 : type == DType::f8 ? 0x1p-10 : 0x1p-126; }
 
 // What n float32 operations may add up to, for terms of that total magnitude, after one rounding to the type.
 inline double bound(double n, double magnitude, double value, DType type) {
@@ -64,6 +66,7 @@ class Random {
   int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
   int64_t pick(const std::vector<int64_t>& from) { return from[static_cast<size_t>(below(static_cast<int64_t>(from.size())))]; }
   DType type() { return static_cast<DType>(below(3)); }
+  DType stored() { return static_cast<DType>(below(4)); }
   Layout layout() { return static_cast<Layout>(below(4)); }
   double scale() { return (below(2) ? 1 : -1) * (0.25 + static_cast<double>(below(1000)) / 500); }
 
@@ -77,6 +80,16 @@ class Random {
     for (int64_t i = 0; i < reach; i++) lora4j::store(buffer.bytes.data(), i, type, normal(engine_));
     buffer.matrix = {nullptr, rows, cols, row, col, static_cast<int64_t>(type)};
     return buffer;
+  }
+
+  // A number for each row, as they multiply a merged matrix; none in some cases.
+  std::vector<float> factors(int64_t rows) {
+    std::vector<float> numbers;
+    if (below(2)) {
+      std::uniform_real_distribution<float> near_one(0.5f, 1.5f);
+      for (int64_t i = 0; i < rows; i++) numbers.push_back(near_one(engine_));
+    }
+    return numbers;
   }
 
   Buffer matrix(int64_t rows, int64_t cols) { return matrix(rows, cols, type(), layout()); }

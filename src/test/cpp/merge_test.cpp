@@ -10,7 +10,8 @@ const std::vector<int64_t> rows = {1, 5, 6, 7, 12, 13, 191, 192, 193};
 const std::vector<int64_t> cols = {1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 130};
 const std::vector<int64_t> ranks = {1, 2, 3, 8, 17};
 
-void check_merge(unsigned seed, Buffer& w, Updates& updates) {
+void check_merge(unsigned seed, Buffer& w, Updates& updates, const std::vector<float>& factors = {}) {
+  const float* f = factors.empty() ? nullptr : factors.data();
   Matrix view = w.view();
   std::vector<float> bits;
   for (int64_t i = 0; i < view.rows; i++) {
@@ -26,7 +27,12 @@ void check_merge(unsigned seed, Buffer& w, Updates& updates) {
           magnitude += std::abs(product);
         }
       }
-      float defined = lora4j::merged_element(view, updates.views.data(), updates.count(), i, j);
+      if (f) {
+        value *= static_cast<double>(f[i]);
+        magnitude *= static_cast<double>(f[i]);
+        terms++;
+      }
+      float defined = lora4j::merged_element(view, updates.views.data(), updates.count(), {f, false}, i, j);
       double stored;
       {
         unsigned char memory[4];
@@ -38,7 +44,9 @@ void check_merge(unsigned seed, Buffer& w, Updates& updates) {
       bits.push_back(static_cast<float>(stored));
     }
   }
-  CHECK(l4_merge(w.get(), updates.list.data(), updates.count(), &cpu) == L4_OK, "seed %u", seed);
+  int code = f ? l4_merge_checked(w.get(), nullptr, updates.list.data(), updates.count(), f, nullptr, &cpu)
+               : l4_merge(w.get(), updates.list.data(), updates.count(), &cpu);
+  CHECK(code == L4_OK, "seed %u", seed);
   std::vector<float> got = values(w);
   for (size_t i = 0; i < bits.size(); i++) {
     CHECK(lora4j::bits_of(got[i]) == lora4j::bits_of(bits[i]), "seed %u, element %zu: %g, defined as %g", seed, i, got[i],
@@ -47,14 +55,14 @@ void check_merge(unsigned seed, Buffer& w, Updates& updates) {
 }
 
 void random_shapes() {
-  for (unsigned seed = 0; seed < 120; seed++) {
+  for (unsigned seed = 0; seed < 200; seed++) {
     Random random(seed);
     int64_t out = random.pick(rows);
     int64_t in = random.pick(cols);
-    Buffer w = random.matrix(out, in);
+    Buffer w = random.matrix(out, in, random.stored(), random.layout());
     Updates updates;
     for (int64_t u = 1 + random.below(3); u > 0; u--) updates.add(random, random.pick(ranks), in, out);
-    check_merge(seed, w, updates);
+    check_merge(seed, w, updates, random.factors(out));
   }
 }
 
@@ -86,7 +94,7 @@ void nothing_to_do() {
 // Infinities, subnormals, overflow and every kind of NaN, as the definition rounds them.
 void special_values() {
   const float special[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, -NAN, 1e-41f, -1e-41f, 3.4e38f, 65519.0f, 65520.0f, 5.9e-8f};
-  for (int type = 0; type < 3; type++) {
+  for (int type = 0; type < 4; type++) {
     Random random(700);
     Buffer w = random.matrix(12, 80, static_cast<DType>(type), contiguous);
     Updates updates;
@@ -99,7 +107,7 @@ void special_values() {
     for (int64_t i = 0; i < 12; i++) {
       for (int64_t j = 0; j < 80; j++) {
         unsigned char memory[4];
-        lora4j::store(memory, 0, static_cast<DType>(type), lora4j::merged_element(w.view(), updates.views.data(), 1, i, j));
+        lora4j::store(memory, 0, static_cast<DType>(type), lora4j::merged_element(w.view(), updates.views.data(), 1, {}, i, j));
         bits.push_back(lora4j::bits_of(lora4j::load(memory, 0, static_cast<DType>(type))));
       }
     }
@@ -118,7 +126,7 @@ void copy_alone() {
   Buffer from = random.matrix(5, 9, DType::bf16, columns_apart);
   Buffer w = random.matrix(5, 9, DType::bf16, contiguous);
   int32_t flag = 0;
-  CHECK(l4_merge_checked(w.get(), from.get(), nullptr, 0, &flag, &cpu) == L4_OK && flag == 0, "no update");
+  CHECK(l4_merge_checked(w.get(), from.get(), nullptr, 0, nullptr, &flag, &cpu) == L4_OK && flag == 0, "no update");
   CHECK(values(w) == values(from), "no update copies");
 }
 
@@ -129,13 +137,13 @@ void checked() {
     Random random(seed);
     int64_t out = random.pick(rows);
     int64_t in = random.pick(cols);
-    DType type = random.type();
+    DType type = random.stored();
     Buffer from = random.matrix(out, in, type, random.layout());
     Updates updates;
     for (int64_t u = random.below(3); u > 0; u--) updates.add(random, random.pick(ranks), in, out);
     int64_t row = random.below(out), col = random.below(in);
     bool spoilt = random.below(2);
-    if (spoilt) from.view().set(row, col, random.below(2) ? INFINITY : NAN);
+    if (spoilt) from.view().set(row, col, random.below(2) ? INFINITY : NAN);  // a NaN in bytes
     std::vector<unsigned char> original = from.bytes;
     Buffer expected = random.matrix(out, in, type, contiguous);
     for (int64_t i = 0; i < out; i++) {
@@ -148,12 +156,12 @@ void checked() {
       for (int64_t j = 0; j < in; j++) lora4j::store(around.data(), i * w.matrix.row_stride + j * w.matrix.col_stride, type, expected.view().at(i, j));
     }
     int32_t flag = 0;
-    int code = l4_merge_checked(w.get(), from.get(), updates.list.data(), updates.count(), &flag, &cpu);
+    int code = l4_merge_checked(w.get(), from.get(), updates.list.data(), updates.count(), nullptr, &flag, &cpu);
     CHECK(code == L4_OK && flag == (spoilt ? 1 : 0), "seed %u: flag %d, spoilt %d", seed, flag, spoilt);
     CHECK(from.bytes == original, "seed %u: from changed", seed);
     CHECK(w.bytes == around, "seed %u: not what merge gives, or memory between elements changed", seed);
     flag = 7;
-    code = l4_merge_checked(from.get(), nullptr, updates.list.data(), updates.count(), &flag, &cpu);
+    code = l4_merge_checked(from.get(), nullptr, updates.list.data(), updates.count(), nullptr, &flag, &cpu);
     CHECK(code == L4_OK && flag == (spoilt ? 1 : 7), "seed %u: flag %d in place, spoilt %d", seed, flag, spoilt);
     std::vector<float> in_place = values(from), apart = values(expected);
     for (size_t i = 0; i < apart.size(); i++) {
@@ -174,7 +182,7 @@ void overflow_is_found() {
   updates.views[0].a.set(0, 19, 16.0f);
   updates.list[0].scale = 1.0;
   int32_t flag = 0;
-  CHECK(l4_merge_checked(w.get(), nullptr, updates.list.data(), 1, &flag, &cpu) == L4_OK && flag == 1, "65520 in f16");
+  CHECK(l4_merge_checked(w.get(), nullptr, updates.list.data(), 1, nullptr, &flag, &cpu) == L4_OK && flag == 1, "65520 in f16");
 }
 
 void refused_checks() {
@@ -188,12 +196,26 @@ void refused_checks() {
   late.data = static_cast<float*>(late.data) + 4;
   int32_t flag = 0;
   void* odd = reinterpret_cast<char*>(&flag) + 1;
-  CHECK(l4_merge_checked(w.get(), other.get(), nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "another type");
+  CHECK(l4_merge_checked(w.get(), other.get(), nullptr, 0, nullptr, &flag, &cpu) == L4_BAD_ARGUMENT, "another type");
   CHECK(std::strstr(l4_last_error(), "l4_merge_checked: from is (3, 4) of dtype 1"), "%s", l4_last_error());
-  CHECK(l4_merge_checked(w.get(), shorter.get(), nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "another shape");
-  CHECK(l4_merge_checked(&shifted, &late, nullptr, 0, &flag, &cpu) == L4_BAD_ARGUMENT, "overlap");
+  CHECK(l4_merge_checked(w.get(), shorter.get(), nullptr, 0, nullptr, &flag, &cpu) == L4_BAD_ARGUMENT, "another shape");
+  CHECK(l4_merge_checked(&shifted, &late, nullptr, 0, nullptr, &flag, &cpu) == L4_BAD_ARGUMENT, "overlap");
   CHECK(std::strstr(l4_last_error(), "from overlaps w"), "%s", l4_last_error());
-  CHECK(l4_merge_checked(w.get(), nullptr, nullptr, 0, static_cast<int32_t*>(odd), &cpu) == L4_BAD_ARGUMENT, "alignment");
+  CHECK(l4_merge_checked(w.get(), nullptr, nullptr, 0, nullptr, static_cast<int32_t*>(odd), &cpu) == L4_BAD_ARGUMENT, "alignment");
+  Updates updates;
+  updates.add(random, 1, 4, 3);
+  auto* inside = reinterpret_cast<const float*>(w.get()->data) + 1;
+  CHECK(l4_merge_checked(w.get(), nullptr, updates.list.data(), 1, inside, nullptr, &cpu) == L4_BAD_ARGUMENT, "overlap");
+  CHECK(std::strstr(l4_last_error(), "row_factors overlaps w"), "%s", l4_last_error());
+  const float factors[3] = {1, 1, 1};
+  CHECK(l4_merge_checked(w.get(), nullptr, nullptr, 0, factors, nullptr, &cpu) == L4_BAD_ARGUMENT, "no update");
+  l4_matrix bytes = *w.get();
+  bytes.dtype = 4;
+  CHECK(l4_merge(&bytes, nullptr, 0, &cpu) == L4_BAD_ARGUMENT, "type");
+  Buffer small = random.matrix(1, 4, DType::f8, contiguous);
+  updates.list[0].a = *small.get();
+  CHECK(l4_merge(w.get(), updates.list.data(), 1, &cpu) == L4_BAD_ARGUMENT, "factors of bytes");
+  CHECK(std::strstr(l4_last_error(), "updates[0].a has dtype 3"), "%s", l4_last_error());
 }
 
 }  // namespace

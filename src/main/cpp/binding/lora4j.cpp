@@ -42,15 +42,16 @@ int fail(int code, const char* function, const std::string& message) noexcept {
 
 namespace {
 
-void merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count, int32_t* not_finite,
-           const l4_place* where) {
+void merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count, const float* row_factors,
+           int32_t* not_finite, const l4_place* where) {
   Place place = check_place(where);
   check_device(place);
-  CheckedMerge checked = check_merge(w, from, updates, count);
+  CheckedMerge checked = check_merge(w, from, updates, count, row_factors);
   if (reinterpret_cast<uintptr_t>(not_finite) % alignof(int32_t)) {
     throw Error{L4_BAD_ARGUMENT, "not_finite is not aligned to 4 bytes; pass the address of an int32"};
   }
-  MergeParams params = {checked.w, checked.from, checked.updates.data(), count, not_finite, fast_merge};
+  MergeParams params = {checked.w,       checked.from, checked.updates.data(), count,
+                        checked.factors, not_finite,   fast_merge};
   if (checked.w.rows == 0 || checked.w.cols == 0) return;
   if (count == 0 && !not_finite && checked.from.data == checked.w.data) return;
 #ifdef L4_CUDA_ARCHS
@@ -126,13 +127,13 @@ int l4_set_threads(int threads) {
 const char* l4_last_error(void) { return lora4j::last_error.c_str(); }
 
 int l4_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count, const l4_place* place) {
-  return lora4j::guarded("l4_merge", [&] { lora4j::merge(w, nullptr, updates, count, nullptr, place); });
+  return lora4j::guarded("l4_merge", [&] { lora4j::merge(w, nullptr, updates, count, nullptr, nullptr, place); });
 }
 
 int l4_merge_checked(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count,
-                     int32_t* not_finite, const l4_place* place) {
+                     const float* row_factors, int32_t* not_finite, const l4_place* place) {
   return lora4j::guarded("l4_merge_checked",
-                         [&] { lora4j::merge(w, from, updates, count, not_finite, place); });
+                         [&] { lora4j::merge(w, from, updates, count, row_factors, not_finite, place); });
 }
 
 int l4_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows, const l4_low_rank* adapters,

@@ -40,7 +40,9 @@ static void check_reach(const std::string& name, const Matrix& m) {
   }
 }
 
-Matrix check_matrix(const std::string& name, const l4_matrix* m) {
+namespace {
+
+Matrix check_as(const std::string& name, const l4_matrix* m, int64_t last_type, const char* types) {
   if (!m) refuse(name + " is null; pass a matrix");
   if (m->rows < 0 || m->cols < 0) {
     refuse(name + " has negative size (" + std::to_string(m->rows) + ", " + std::to_string(m->cols) +
@@ -50,8 +52,8 @@ Matrix check_matrix(const std::string& name, const l4_matrix* m) {
     refuse(name + " has negative stride (" + std::to_string(m->row_stride) + ", " + std::to_string(m->col_stride) +
            "); copy the matrix");
   }
-  if (m->dtype < L4_F32 || m->dtype > L4_F16) {
-    refuse(name + " has dtype " + std::to_string(m->dtype) + "; it must be 0 (f32), 1 (bf16) or 2 (f16)");
+  if (m->dtype < L4_F32 || m->dtype > last_type) {
+    refuse(name + " has dtype " + std::to_string(m->dtype) + "; it must be " + types);
   }
   Matrix checked = {m->data, m->rows, m->cols, m->row_stride, m->col_stride, static_cast<DType>(m->dtype)};
   check_reach(name, checked);
@@ -62,6 +64,16 @@ Matrix check_matrix(const std::string& name, const l4_matrix* m) {
     }
   }
   return checked;
+}
+
+}  // namespace
+
+Matrix check_matrix(const std::string& name, const l4_matrix* m) {
+  return check_as(name, m, L4_F16, "0 (f32), 1 (bf16) or 2 (f16)");
+}
+
+Matrix check_stored(const std::string& name, const l4_matrix* m) {
+  return check_as(name, m, L4_F8_E4M3, "0 (f32), 1 (bf16), 2 (f16) or 3 (f8 e4m3)");
 }
 
 void check_writable(const std::string& name, const Matrix& m) {
@@ -142,12 +154,13 @@ Place check_place(const l4_place* place) {
   return {static_cast<int>(place->device), static_cast<int>(place->ordinal), place->stream};
 }
 
-CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count) {
-  Matrix target = check_matrix("w", w);
+CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count,
+                         const float* row_factors) {
+  Matrix target = check_stored("w", w);
   check_writable("w", target);
   Matrix source = target;
   if (from) {
-    source = check_matrix("from", from);
+    source = check_stored("from", from);
     if (source.rows != target.rows || source.cols != target.cols || source.type != target.type) {
       refuse("from is " + shape(source) + " of dtype " + std::to_string(from->dtype) + " and w is " + shape(target) +
              " of dtype " + std::to_string(w->dtype) + "; they must be alike");
@@ -156,7 +169,15 @@ CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low
                 source.col_stride == target.col_stride;
     if (!same) check_apart("from", source, "w", target);
   }
-  return {target, source, check_updates("updates", updates, count, target.cols, target.rows, "w", target)};
+  CheckedMerge checked = {target, source,
+                          check_updates("updates", updates, count, target.cols, target.rows, "w", target),
+                          {row_factors, false}};
+  if (row_factors) {
+    if (count == 0) refuse("row_factors are given without updates; pass null, or the adapter's update");
+    l4_matrix factors = {const_cast<float*>(row_factors), target.rows, 1, 1, 1, L4_F32};
+    check_apart("row_factors", check_matrix("row_factors", &factors), "w", target);
+  }
+  return checked;
 }
 
 CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows,

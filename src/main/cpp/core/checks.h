@@ -18,6 +18,7 @@ struct CheckedMerge {
   Matrix w;
   Matrix from;
   std::vector<LowRank> updates;
+  RowFactors factors;
 };
 
 struct CheckedLowRankUpdate {
@@ -32,6 +33,9 @@ bool empty(const Matrix& m);
 
 // The matrix, if its fields describe memory that can be read.
 Matrix check_matrix(const std::string& name, const l4_matrix* m);
+
+// The same, of bytes too.
+Matrix check_stored(const std::string& name, const l4_matrix* m);
 
 // Refuses an output two of whose elements share memory.
 void check_writable(const std::string& name, const Matrix& m);
@@ -48,7 +52,8 @@ std::vector<LowRank> check_updates(const std::string& list, const l4_low_rank* u
 void check_row_numbers(const int32_t* rows, int64_t row_count, int64_t count);
 
 Place check_place(const l4_place* place);
-CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count);
+CheckedMerge check_merge(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count,
+                         const float* row_factors);
 CheckedLowRankUpdate check_low_rank_update(const l4_matrix* y, const l4_matrix* x, const int32_t* rows,
                                            const l4_low_rank* adapters, int64_t count);
 

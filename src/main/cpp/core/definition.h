@@ -17,10 +17,11 @@ L4_INLINE float chain(const Matrix& left, int64_t row, const Matrix& right, int6
   return sum;
 }
 
-L4_INLINE float merged_element(const Matrix& w, const LowRank* updates, int64_t count, int64_t row, int64_t col) {
+L4_INLINE float merged_element(const Matrix& w, const LowRank* updates, int64_t count, const RowFactors& factors, int64_t row,
+                               int64_t col) {
   float value = w.at(row, col);
   for (int64_t u = 0; u < count; u++) value = fmaf(updates[u].scale, chain(updates[u].b, row, updates[u].a, col), value);
-  return value;
+  return factors.apply(value, row, col);
 }
 
 // One of the 16 chains of a[rank, :] . x[row, :]: elements lane, lane + 16, ...; the last round is padded with zeros.

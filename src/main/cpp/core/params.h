@@ -22,6 +22,8 @@ struct Matrix {
     int64_t to = i * row_stride + j * col_stride, at = i * from.row_stride + j * from.col_stride;
     if (type == DType::f32) {
       static_cast<uint32_t*>(data)[to] = static_cast<const uint32_t*>(from.data)[at];
+    } else if (type == DType::f8) {
+      static_cast<uint8_t*>(data)[to] = static_cast<const uint8_t*>(from.data)[at];
     } else {
       static_cast<uint16_t*>(data)[to] = static_cast<const uint16_t*>(from.data)[at];
     }
@@ -37,11 +39,21 @@ struct LowRank {
   L4_HD int64_t rank() const { return a.rows; }
 };
 
+// What multiplies the rows of a merged matrix, or its columns if that is turned; nothing if data is null.
+struct RowFactors {
+  const float* data;
+  bool across;
+
+  L4_HD float apply(float value, int64_t row, int64_t col) const { return data ? value * data[across ? col : row] : value; }
+  L4_HD RowFactors turned() const { return {data, !across}; }
+};
+
 struct MergeParams {
   Matrix w;
   Matrix from;  // w itself, or apart from it
   const LowRank* updates;
   int64_t count;
+  RowFactors factors;
   int32_t* not_finite;  // may be null
   bool fast;            // on CUDA: with tensor cores, not to the bit of the definition
 };

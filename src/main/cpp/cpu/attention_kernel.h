@@ -133,6 +133,7 @@ void attend(const AttentionUnit& unit) {
     case DType::f32: attend_as<DType::f32>(unit); break;
     case DType::bf16: attend_as<DType::bf16>(unit); break;
     case DType::f16: attend_as<DType::f16>(unit); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 

@@ -45,6 +45,7 @@ void widen(const void* data, int64_t index, int64_t stride, DType type, int64_t 
     case DType::f32: widen_as<DType::f32>(data, index, stride, count, out); break;
     case DType::bf16: widen_as<DType::bf16>(data, index, stride, count, out); break;
     case DType::f16: widen_as<DType::f16>(data, index, stride, count, out); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
@@ -66,6 +67,7 @@ void narrow(const float* values, int64_t count, void* data, int64_t index, int64
     case DType::f32: narrow_as<DType::f32>(values, count, data, index, stride); break;
     case DType::bf16: narrow_as<DType::bf16>(values, count, data, index, stride); break;
     case DType::f16: narrow_as<DType::f16>(values, count, data, index, stride); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 

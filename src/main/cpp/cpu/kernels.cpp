@@ -35,6 +35,7 @@ struct Tile {
   bool direct;  // whole, with contiguous columns in both matrices
   const int64_t* from;  // index of the first element of each row in the source
   const int64_t* to;    // and in the target
+  const float* factors;  // of the rows, if they have some and the tile is direct
 };
 
 // m rows, tile_cols columns. Values pass through the buffer between panels, and at both ends when the tile is not direct.
@@ -80,6 +81,12 @@ void tile(const Block& block, const Tile& at, float* buffer) {
         first = Simd::fma(scale, sum[i][n], first);
         second = Simd::fma(scale, sum[i][n + 1], second);
         if (to_target) {
+          if (at.factors) {
+            // With -0 for the sum a product keeps the sign of its zero.
+            V factor = Simd::broadcast(at.factors[i]), nothing = Simd::broadcast(-0.0f);
+            first = Simd::fma(factor, first, nothing);
+            second = Simd::fma(factor, second, nothing);
+          }
           Simd::store_pair<T>(block.target.data, at.to[i] + n * width, first, second);
         } else {
           Simd::keep(kept, first);
@@ -125,6 +132,8 @@ template <DType T>
 bool finite(const Matrix& m, int64_t index, int64_t count) {
   if constexpr (T == DType::f32) {
     return largest(static_cast<const uint32_t*>(m.data) + index, count, m.col_stride) < 0x7f800000u;
+  } else if constexpr (T == DType::f8) {
+    return largest(static_cast<const uint8_t*>(m.data) + index, count, m.col_stride) < 0x7fu;
   } else {
     return largest(static_cast<const uint16_t*>(m.data) + index, count, m.col_stride) < (T == DType::bf16 ? 0x7f80u : 0x7c00u);
   }
@@ -135,7 +144,10 @@ bool block_as(const Block& block) {
   alignas(64) float buffer[tile_rows * tile_cols] = {};
   const Matrix& source = block.source;
   const Matrix& target = block.target;
-  bool contiguous = source.col_stride == 1 && target.col_stride == 1;
+  // Bytes pass through the buffer, and what has factors for its columns.
+  constexpr DType in_tile = T == DType::f8 ? DType::f32 : T;
+  const RowFactors& factors = block.factors;
+  bool contiguous = source.col_stride == 1 && target.col_stride == 1 && T != DType::f8 && !(factors.data && factors.across);
   bool all_finite = true;
   for (int64_t first = 0; first < block.row_count; first += tile_rows) {
     int64_t rows = min_of(tile_rows, block.row_count - first);
@@ -147,7 +159,9 @@ bool block_as(const Block& block) {
     }
     for (int64_t j = 0; j < block.col_count && block.panel_count > 0; j += tile_cols) {
       int64_t cols = min_of(tile_cols, block.col_count - j);
-      Tile at = {first / tile_rows, j / tile_cols, contiguous && cols == tile_cols, from, to};
+      bool direct = contiguous && cols == tile_cols;
+      const float* own = direct && factors.data ? factors.data + block.row + first : nullptr;
+      Tile at = {first / tile_rows, j / tile_cols, direct, from, to, own};
       if (!at.direct) {
         for (int64_t i = 0; i < rows; i++) {
           for (int64_t n = 0; n < tile_cols; n++) {
@@ -156,12 +170,14 @@ bool block_as(const Block& block) {
           }
         }
       }
-      tile_of<T>(rows, block, at, buffer);
+      tile_of<in_tile>(rows, block, at, buffer);
       if (!at.direct) {
         for (int64_t i = 0; i < rows; i++) {
           for (int64_t n = 0; n < tile_cols; n++) {
             int64_t column = column_at<Simd::interleaved<T>>(n);
-            if (column < cols) store(target.data, to[i] + column * target.col_stride, T, buffer[i * tile_cols + n]);
+            if (column >= cols) continue;
+            float value = factors.apply(buffer[i * tile_cols + n], block.row + first + i, block.col + j + column);
+            store(target.data, to[i] + column * target.col_stride, T, value);
           }
         }
       }
@@ -266,6 +282,7 @@ void dot_x(const DotBlock& block) {
     case DType::f32: dot_as<TA, DType::f32>(block); break;
     case DType::bf16: dot_as<TA, DType::bf16>(block); break;
     case DType::f16: dot_as<TA, DType::f16>(block); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
@@ -274,6 +291,7 @@ void dot(const DotBlock& block) {
     case DType::f32: dot_x<DType::f32>(block); break;
     case DType::bf16: dot_x<DType::bf16>(block); break;
     case DType::f16: dot_x<DType::f16>(block); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
@@ -282,6 +300,7 @@ void pack_left(const Matrix& b, int64_t row, int64_t count, float* out) {
     case DType::f32: pack_left_as<DType::f32>(b, row, count, out); break;
     case DType::bf16: pack_left_as<DType::bf16>(b, row, count, out); break;
     case DType::f16: pack_left_as<DType::f16>(b, row, count, out); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
@@ -290,12 +309,14 @@ void pack_right(const Matrix& a, int64_t col, int64_t count, DType target, float
     case DType::f32: pack_right_for<DType::f32>(a, col, count, target, out); break;
     case DType::bf16: pack_right_for<DType::bf16>(a, col, count, target, out); break;
     case DType::f16: pack_right_for<DType::f16>(a, col, count, target, out); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
 bool block(const Block& block) {
   if (block.target.type == DType::f32) return block_as<DType::f32>(block);
   if (block.target.type == DType::bf16) return block_as<DType::bf16>(block);
+  if (block.target.type == DType::f8) return block_as<DType::f8>(block);
   return block_as<DType::f16>(block);
 }
 

@@ -23,7 +23,8 @@ struct Panel {
 };
 
 // target[rows, cols] = source[rows, cols] + sum over panels of scale * left right, in the order of lora4j.h. The source is
-// the target itself or apart from it, of the same type; without panels the target stays as it is.
+// the target itself or apart from it, of the same type; without panels the target stays as it is. Factors multiply the
+// sums of rows without numbers.
 struct Block {
   Matrix target;
   Matrix source;
@@ -34,6 +35,7 @@ struct Block {
   int64_t col_count;
   const Panel* panels;
   int64_t panel_count;
+  RowFactors factors;
   bool check;  // whether to find what is not finite; for rows without numbers
 };
 

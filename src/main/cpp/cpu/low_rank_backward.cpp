@@ -224,7 +224,7 @@ class Backward {
     table_.pack_right(group.adapter->a, unit.first, unit.count, params_.dx.type, panel);
     Panel products = {products_ + group.out.products + unit.row * rank, panel, rank, group.adapter->scale};
     table_.block({params_.dx, params_.dx, rows_of(group) + unit.row, 0, unit.row_count, unit.first, unit.count, &products, 1,
-                  false});
+                  {}, false});
   }
 
   // Columns of gradient (rank, width) += scale * products^T input, a chunk of rows at a time, summed in float32.
@@ -242,7 +242,7 @@ class Backward {
       Matrix part = rows_of_input(input, rows_of(group) + row, count, unit, gather);
       table_.pack_right(part, 0, unit.count, DType::f32, panel);
       Panel chunk = {chunk_at(group, side, row), panel, count, group.adapter->scale};
-      table_.block({sums, sums, nullptr, 0, rank, 0, pitch, &chunk, 1, false});
+      table_.block({sums, sums, nullptr, 0, rank, 0, pitch, &chunk, 1, {}, false});
     }
     for (int64_t k = 0; k < rank; k++) {
       for (int64_t j = 0; j < unit.count; j++) gradient.set(k, unit.first + j, sum[k * pitch + j]);

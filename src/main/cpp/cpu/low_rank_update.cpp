@@ -134,7 +134,7 @@ void run_block(const Plan& plan, const Unit& unit, const Matrix& y, const float*
   }
   table.pack_right(group.adapter->b.transposed(), unit.first, unit.count, y.type, pack);
   Panel panel = {v + group.v + unit.row * rank, pack, rank, group.adapter->scale};
-  table.block({y, y, plan.rows.data() + group.row + unit.row, 0, unit.row_count, unit.first, unit.count, &panel, 1, false});
+  table.block({y, y, plan.rows.data() + group.row + unit.row, 0, unit.row_count, unit.first, unit.count, &panel, 1, {}, false});
 }
 
 void run_whole(const Plan& plan, int64_t group, const Matrix& y, float* v, const Kernels& table) {

@@ -79,7 +79,7 @@ class Worker {
     packed_row_ = row;
     if (params_.count == 0 && params_.from.data != params_.w.data) copy_block(params_.w, params_.from, row, rows, col, cols);
     return kernels_.block({params_.w, params_.from, nullptr, row, rows, col, cols, panels_, params_.count,
-                           params_.not_finite != nullptr});
+                           params_.factors, params_.not_finite != nullptr});
   }
 
  private:
@@ -127,7 +127,8 @@ bool merge_cpu(const MergeParams& params, int threads) {
   // A transposed weight: w' += a' b', the same products in the same order, along contiguous memory.
   std::vector<LowRank> turned(params.updates, params.updates + params.count);
   for (LowRank& update : turned) update = {update.b.transposed(), update.a.transposed(), update.scale};
-  return run({params.w.transposed(), params.from.transposed(), turned.data(), params.count, params.not_finite, false}, threads);
+  return run({params.w.transposed(), params.from.transposed(), turned.data(), params.count, params.factors.turned(),
+              params.not_finite, false}, threads);
 }
 
 }  // namespace lora4j

@@ -68,6 +68,7 @@ void row_typed(const RowBlock& block) {
     case DType::f32: row_counted<TB, DType::f32>(block); break;
     case DType::bf16: row_counted<TB, DType::bf16>(block); break;
     case DType::f16: row_counted<TB, DType::f16>(block); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 
@@ -76,6 +77,7 @@ void rows(const RowBlock& block) {
     case DType::f32: row_typed<DType::f32>(block); break;
     case DType::bf16: row_typed<DType::bf16>(block); break;
     case DType::f16: row_typed<DType::f16>(block); break;
+    case DType::f8: break;  // only where a merge stores
   }
 }
 

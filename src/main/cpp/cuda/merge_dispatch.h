@@ -18,6 +18,7 @@ inline MergeArgs merge_args(const MergeParams& params) {
   MergeArgs args = {};
   args.w = by_row ? params.w : params.w.transposed();
   args.from = by_row ? params.from : params.from.transposed();
+  args.factors = by_row ? params.factors : params.factors.turned();
   args.not_finite = params.not_finite;
   args.count = params.count;
   for (int64_t u = 0; u < params.count; u++) {
@@ -42,6 +43,7 @@ inline bool tiled_args(const MergeArgs& merge, int tile_rows, int tile_cols, Til
   if (col_tiles > INT_MAX / row_tiles) return false;
   args.w = w;
   args.from = merge.from;
+  args.factors = merge.factors.data;
   args.not_finite = merge.not_finite;
   args.count = static_cast<int32_t>(merge.count);
   args.col_tiles = static_cast<int32_t>(col_tiles);
@@ -94,7 +96,8 @@ int launch_merge(const MergeArgs& args, Variant variant, Launch& launch) {
 template <typename Launch>
 int merge_with(const MergeParams& params, Variant variant, Launch launch) {
   MergeArgs args = merge_args(params);
-  if (params.count == 0) return launch_plain(args, launch);
+  bool by_columns = args.factors.data && args.factors.across;
+  if (params.count == 0 || args.w.type == DType::f8 || by_columns) return launch_plain(args, launch);
   if (args.w.type == DType::f32) return launch_merge<DType::f32>(args, variant, launch);
   if (args.w.type == DType::bf16) return launch_merge<DType::bf16>(args, variant, launch);
   return launch_merge<DType::f16>(args, variant, launch);

@@ -261,6 +261,7 @@ __global__ void __launch_bounds__(fast_threads, wide ? 2 : 1) merge_fast(const _
           int in_eight = p % Thread::parts * elements + e;
           value[e] += sum[i / 2][p / Thread::parts * 4 + in_eight / 2][i % 2 * 2 + in_eight % 2];
         }
+        scale_row(args.factors, row, value);
         uint4 bits = narrow_all<type>(value);
         if constexpr (wide) {
           *reinterpret_cast<uint4*>(address(args.w, row, col)) = bits;

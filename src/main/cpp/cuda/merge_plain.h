@@ -10,6 +10,7 @@ namespace lora4j {
 struct MergeArgs {
   Matrix w;
   Matrix from;  // w itself unless the kernel is a checked one
+  RowFactors factors;
   int32_t* not_finite;
   int64_t count;
   LowRank updates[most_cuda_updates];
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(plain_threads) merge_plain(const __grid_consta
     int64_t row = i / args.w.cols;
     int64_t col = i % args.w.cols;
     if (args.count > 0) {
-      args.w.set(row, col, merged_element(args.from, args.updates, args.count, row, col));
+      args.w.set(row, col, merged_element(args.from, args.updates, args.count, args.factors, row, col));
     } else {
       args.w.copy(row, col, args.from);
     }

@@ -18,6 +18,7 @@ struct Update {
 struct TiledArgs {
   Matrix w;
   Matrix from;
+  const float* factors;  // of the rows, or null
   int32_t* not_finite;
   int32_t count;
   int32_t col_tiles;
@@ -41,6 +42,14 @@ struct Cursor {
     return last_of_update(args) ? Cursor{update + 1, 0} : Cursor{update, first + merge_slice};
   }
 };
+
+template <int count>
+L4_DEVICE void scale_row(const float* factors, int64_t row, float (&value)[count]) {
+  if (!factors) return;
+  float factor = factors[row];
+#pragma unroll
+  for (int j = 0; j < count; j++) value[j] *= factor;
+}
 
 using BLayout = SliceLayout<merge_tile_rows, false>;
 
@@ -122,9 +131,11 @@ __global__ void __launch_bounds__(merge_threads, one && type != DType::f32 ? 3 :
       rows[i].get(merged);
 #pragma unroll
       for (int j = 0; j < 8; j++) merged[j] = fmaf(args.updates[0].scale, sum[i][j], merged[j]);
+      scale_row(args.factors, row + i, merged);
       rows[i].set(merged);
       bad |= rows[i].write(args.w, row + i, first_col, own.col_group);
     } else {
+      scale_row(args.factors, row + i, value[i]);
       rows[0].set(value[i]);
       bad |= rows[0].write(args.w, row + i, first_col, own.col_group);
     }

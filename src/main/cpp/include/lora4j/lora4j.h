@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 enum { L4_OK = 0, L4_BAD_ARGUMENT = 1, L4_UNSUPPORTED = 2, L4_FAILED = 3 };
-enum { L4_F32 = 0, L4_BF16 = 1, L4_F16 = 2 };
+enum { L4_F32 = 0, L4_BF16 = 1, L4_F16 = 2, L4_F8_E4M3 = 3 };
 enum { L4_CPU = 0, L4_CUDA = 1 };
 
 /* A matrix: element (i, j) is at data + (i * row_stride + j * col_stride) elements. Sizes and strides are >= 0;
@@ -39,7 +39,7 @@ typedef struct l4_matrix {
   int64_t cols;
   int64_t row_stride;
   int64_t col_stride;
-  int64_t dtype; /* L4_F32, L4_BF16 or L4_F16 */
+  int64_t dtype; /* L4_F32, L4_BF16 or L4_F16; for what a merge reads and writes also L4_F8_E4M3 */
 } l4_matrix;
 
 /* The update scale * b * a, with a (rank, in), b (out, rank), rank >= 1; the factors may differ in type. The scale is
@@ -73,8 +73,8 @@ L4_API const char* l4_cpu_isa(void);
 L4_API int l4_set_cpu_isa(const char* name);
 
 /* How merges compute on CUDA: "exact" (or null; the default), the bits that l4_merge defines, or "fast", on tensor cores:
- * within 2^-15 of scale |b| |a| (float32: 2^-20 for each 16 ranks) before the one rounding, and not finite where the exact one is not. The
- * same bits for the same arguments on one kind of device. The CPU is always exact. L4_BAD_ARGUMENT for other names. */
+ * within 2^-15 of scale |b| |a| (float32: 2^-20 for each 16 ranks) before the one rounding, and not finite where the exact
+ * one is not. The same bits for the same arguments on one kind of device. The CPU is always exact. L4_BAD_ARGUMENT for other names. */
 L4_API int l4_set_merge(const char* mode);
 
 /* Threads for CPU calls of the calling thread; 0 (the default) takes OpenMP's count for it. */
@@ -90,14 +90,16 @@ L4_API const char* l4_last_error(void);
  * elements of w may share memory, nor may w and a factor. No update leaves w untouched. On CUDA count <= 32. */
 L4_API int l4_merge(const l4_matrix* w, const l4_low_rank* updates, int64_t count, const l4_place* place);
 
-/* w = round(from + sum_i scale_i b_i a_i), as l4_merge gives it, and whether all of it is finite.
+/* w = round(f * (from + sum_i scale_i b_i a_i)), as l4_merge gives it, and whether all of it is finite.
  *
+ * f multiplies each row by its number in row_factors, w->rows contiguous float32 of the place's memory apart from w, with
+ * one rounding to float32 before that to w's type: m / n of DoRA (arXiv:2402.09353). Null for 1; without updates null.
  * from is read only: a matrix of w's shape and type that shares no memory with it, or w itself, or null for w. If a
  * written element is infinite or NaN, *not_finite becomes 1; otherwise it is left as it is, so set it to 0 before. It
  * is memory of the place (on CUDA: of the device, written in the stream's order), 4-byte aligned and apart from w, or
  * null for no check. A separate from keeps the original where the result may be refused, without another pass. */
 L4_API int l4_merge_checked(const l4_matrix* w, const l4_matrix* from, const l4_low_rank* updates, int64_t count,
-                            int32_t* not_finite, const l4_place* place);
+                            const float* row_factors, int32_t* not_finite, const l4_place* place);
 
 /* y[t] = round(y[t] + scale_a b_a (a_a x[t])) with a = rows[t], in place; y (T, out), x (T, in).
  *

@@ -5,6 +5,7 @@ import org.bytedeco.pytorch.Tensor;
 import org.bytedeco.pytorch.global.torch;
 import org.jspecify.annotations.Nullable;
 import org.lora4j.config.PeftCompat;
+import org.lora4j.ops.LowRank;
 import org.lora4j.ops.Ops;
 import org.lora4j.ops.Tensors;
 
@@ -24,8 +25,33 @@ final class Merging {
             Tensor result = original.detach().new_empty(Tensors.shape(original));
             return layer.add(result, original.detach(), adapters, safe) ? result : null;
         }
+        if (rescalesOnce(layer, original, adapters, active)) {
+            Tensor result = original.detach().new_empty(Tensors.shape(original));
+            Tensor base = layer.matrix(original.detach());
+            Tensor factors = rescale(base, adapters.get(adapters.size() - 1)).detach();
+            List<LowRank> updates = adapters.stream().map(LoraWeights::lowRank).toList();
+            boolean finite = Ops.current()
+                    .mergeRescaled(
+                            layer.matrix(result),
+                            base,
+                            updates,
+                            factors.to(torch.ScalarType.Float).contiguous(),
+                            safe);
+            return finite ? result : null;
+        }
         Tensor result = adapters.isEmpty() ? original : rounded(layer, original, adapters, active);
         return safe && !isFinite(result) ? null : result;
+    }
+
+    /** Whether the last adapter, and only that, has a magnitude: then one pass over the weight is enough. */
+    private static boolean rescalesOnce(
+            LoraLayer layer, Tensor original, List<LoraWeights> adapters, ActiveAdapters active) {
+        return !adapters.isEmpty()
+                && !active.has(PeftCompat.MERGE_ROUNDS_TWICE)
+                && adapters.stream().filter(each -> each.magnitude() != null).count() == 1
+                && adapters.get(adapters.size() - 1).magnitude() != null
+                && layer.repeats() == 1
+                && Tensors.type(original) != torch.ScalarType.Double;
     }
 
     static boolean isFinite(Tensor tensor) {

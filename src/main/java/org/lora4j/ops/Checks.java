@@ -13,7 +13,7 @@ final class Checks {
     private Checks() {}
 
     static void merge(Tensor weight, List<LowRank> updates) {
-        matrix("weight", weight);
+        storedMatrix("weight", weight);
         writable("weight", weight);
         for (int i = 0; i < updates.size(); i++) {
             LowRank update = updates.get(i);
@@ -29,7 +29,7 @@ final class Checks {
 
     static void merge(Tensor weight, Tensor from, List<LowRank> updates) {
         merge(weight, updates);
-        matrix("from", from);
+        storedMatrix("from", from);
         device("from", from, weight, "weight");
         if (from.size(0) != weight.size(0)
                 || from.size(1) != weight.size(1)
@@ -42,6 +42,27 @@ final class Checks {
                 && from.stride(1) == weight.stride(1);
         if (!same && mayOverlap(weight, from)) {
             throw new IllegalArgumentException("from shares memory with weight: pass a copy of it, or weight itself");
+        }
+    }
+
+    static void merge(Tensor weight, Tensor from, List<LowRank> updates, Tensor rowFactors) {
+        merge(weight, from, updates);
+        if (updates.isEmpty()) {
+            throw new IllegalArgumentException("updates is empty: pass at least one, or multiply the weight itself");
+        }
+        type("rowFactors", rowFactors);
+        device("rowFactors", rowFactors, weight, "weight");
+        if (Tensors.type(rowFactors) != ScalarType.Float
+                || rowFactors.dim() != 1
+                || rowFactors.size(0) != weight.size(0)
+                || !rowFactors.is_contiguous()) {
+            throw new IllegalArgumentException("rowFactors is " + Tensors.describe(rowFactors) + " and weight is "
+                    + Tensors.describe(weight) + ": pass one contiguous float32 number for each row");
+        }
+        try (Tensor column = rowFactors.unsqueeze(1)) {
+            if (mayOverlap(weight, column)) {
+                throw new IllegalArgumentException("rowFactors shares memory with weight: pass a copy of it");
+            }
         }
     }
 
@@ -115,6 +136,18 @@ final class Checks {
 
     static void matrix(String name, Tensor tensor) {
         type(name, tensor);
+        twoDimensional(name, tensor);
+    }
+
+    /** A matrix that merges read and write: also of float8, which nothing computes with. */
+    private static void storedMatrix(String name, Tensor tensor) {
+        if (!tensor.defined() || Tensors.type(tensor) != ScalarType.Float8_e4m3fn) {
+            type(name, tensor);
+        }
+        twoDimensional(name, tensor);
+    }
+
+    private static void twoDimensional(String name, Tensor tensor) {
         if (tensor.dim() != 2) {
             throw new IllegalArgumentException(name + " must have two dimensions but is " + Tensors.describe(tensor)
                     + ": pass a matrix view of it");

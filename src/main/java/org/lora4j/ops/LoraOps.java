@@ -9,7 +9,7 @@ import org.jspecify.annotations.Nullable;
  * The operations adapters are made of. None of them records gradients.
  *
  * <p>Every operation accepts float32, bfloat16 and float16, mixed between its arguments, and any strides. Products are
- * accumulated in float32 and rounded to the output's type once.
+ * accumulated in float32 and rounded to the output's type once. Weights of a merge may also be float8_e4m3fn.
  */
 public interface LoraOps {
     /** The name the {@code lora4j.ops} property knows this implementation by. */
@@ -43,6 +43,19 @@ public interface LoraOps {
      * @return false if an element of the result is infinite or NaN
      */
     boolean mergeChecked(Tensor weight, Tensor from, List<LowRank> updates);
+
+    /**
+     * As {@link #merge(Tensor, Tensor, List)}, with each row of the sum multiplied by a number in float32 before the
+     * result's one rounding: {@code W = round(diag(f) (F + sum_i s_i B_i A_i))}. DoRA (arXiv:2402.09353) merges so, with
+     * magnitudes over {@link #rowNorms}.
+     *
+     * @param updates at least one
+     * @param rowFactors f, contiguous float32 (out) on W's device
+     * @param check whether to find out if the result is finite
+     * @return false if that was asked for and an element of the result is infinite or NaN
+     * @throws IllegalArgumentException naming the argument, if a shape, type or device does not fit
+     */
+    boolean mergeRescaled(Tensor weight, Tensor from, List<LowRank> updates, Tensor rowFactors, boolean check);
 
     /**
      * Adds to each row the update of its own adapter, in place: {@code y[t] += s_a B_a (A_a x[t])} with

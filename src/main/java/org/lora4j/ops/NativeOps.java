@@ -65,7 +65,7 @@ final class NativeOps implements LoraOps {
             elsewhere.merge(weight, from, updates);
             return;
         }
-        merge(weight, from, updates, null);
+        merge(weight, from, updates, null, null);
     }
 
     @Override
@@ -74,23 +74,53 @@ final class NativeOps implements LoraOps {
         if (elsewhere != null && !hasKernels(weight)) {
             return elsewhere.mergeChecked(weight, from, updates);
         }
+        return checked(weight, from, updates, null);
+    }
+
+    @Override
+    public boolean mergeRescaled(Tensor weight, Tensor from, List<LowRank> updates, Tensor rowFactors, boolean check) {
+        Checks.merge(weight, from, updates, rowFactors);
+        if (elsewhere != null && !hasKernels(weight)) {
+            return elsewhere.mergeRescaled(weight, from, updates, rowFactors, check);
+        }
+        if (check) {
+            return checked(weight, from, updates, rowFactors);
+        }
+        merge(weight, from, updates, rowFactors, null);
+        return true;
+    }
+
+    private static boolean checked(Tensor weight, Tensor from, List<LowRank> updates, @Nullable Tensor rowFactors) {
         try (PointerScope scope = new PointerScope()) {
             Tensor notFinite = torch.zeros(1).to(weight.device(), ScalarType.Int);
-            merge(weight, from, updates, notFinite.data_ptr());
+            merge(weight, from, updates, rowFactors, notFinite);
             return notFinite.item_int() == 0;
         }
     }
 
-    private static void merge(Tensor weight, Tensor from, List<LowRank> updates, @Nullable Pointer notFinite) {
+    private static void merge(
+            Tensor weight,
+            Tensor from,
+            List<LowRank> updates,
+            @Nullable Tensor rowFactors,
+            @Nullable Tensor notFinite) {
         if (weight.numel() == 0) {
             return;
         }
         long[] place = place(weight);
         call(Lora4j.l4_merge_checked(
-                matrix(weight), matrix(from), lowRanks(updates), updates.size(), notFinite, place));
+                matrix(weight),
+                matrix(from),
+                lowRanks(updates),
+                updates.size(),
+                rowFactors == null ? null : rowFactors.data_ptr(),
+                notFinite == null ? null : notFinite.data_ptr(),
+                place));
         written(weight);
         Reference.reachabilityFence(from);
         Reference.reachabilityFence(updates);
+        Reference.reachabilityFence(rowFactors);
+        Reference.reachabilityFence(notFinite);
     }
 
     @Override
@@ -422,6 +452,7 @@ final class NativeOps implements LoraOps {
             case Float -> Lora4j.F32;
             case BFloat16 -> Lora4j.BF16;
             case Half -> Lora4j.F16;
+            case Float8_e4m3fn -> Lora4j.F8_E4M3;
             default -> throw new IllegalArgumentException(type + " must be float32, bfloat16 or float16");
         };
     }

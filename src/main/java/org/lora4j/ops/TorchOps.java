@@ -39,31 +39,42 @@ final class TorchOps implements LoraOps {
         if (updates.isEmpty() || weight.numel() == 0) {
             return;
         }
-        sum(weight, weight, updates);
+        sum(weight, weight, updates, null);
     }
 
     @Override
     public void merge(Tensor weight, Tensor from, List<LowRank> updates) {
         Checks.merge(weight, from, updates);
-        sum(weight, from, updates);
+        sum(weight, from, updates, null);
     }
 
     @Override
     public boolean mergeChecked(Tensor weight, Tensor from, List<LowRank> updates) {
         merge(weight, from, updates);
+        return isFinite(weight);
+    }
+
+    @Override
+    public boolean mergeRescaled(Tensor weight, Tensor from, List<LowRank> updates, Tensor rowFactors, boolean check) {
+        Checks.merge(weight, from, updates, rowFactors);
+        sum(weight, from, updates, rowFactors);
+        return !check || isFinite(weight);
+    }
+
+    private static boolean isFinite(Tensor tensor) {
         try (PointerScope scope = new PointerScope()) {
-            return torch.isfinite(weight).all().item_bool();
+            return torch.isfinite(float32(tensor)).all().item_bool();
         }
     }
 
-    private static void sum(Tensor weight, Tensor from, List<LowRank> updates) {
+    private static void sum(Tensor weight, Tensor from, List<LowRank> updates, @Nullable Tensor rowFactors) {
         try (PointerScope scope = new PointerScope();
                 NoGradGuard guard = new NoGradGuard()) {
             Tensor sum = float32(from);
             for (LowRank update : updates) {
                 sum = sum.addmm(float32(update.b()), float32(update.a()), new Scalar(1.0), new Scalar(update.scale()));
             }
-            weight.copy_(sum);
+            weight.copy_(rowFactors == null ? sum : sum.mul(rowFactors.unsqueeze(1)));
         }
     }
 

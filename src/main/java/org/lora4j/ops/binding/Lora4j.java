@@ -24,6 +24,7 @@ public final class Lora4j {
     public static final int F32 = 0;
     public static final int BF16 = 1;
     public static final int F16 = 2;
+    public static final int F8_E4M3 = 3;
 
     public static final int CPU = 0;
     public static final int CUDA = 1;
@@ -70,12 +71,13 @@ public final class Lora4j {
             @Cast("int64_t") long count,
             @Cast("const l4_place*") long[] place);
 
-    /** {@code notFinite} is an address where the weight is, or null. */
+    /** {@code rowFactors} and {@code notFinite} are addresses where the weight is, or null. */
     public static native int l4_merge_checked(
             @Cast("const l4_matrix*") long[] w,
             @Cast("const l4_matrix*") long @Nullable [] from,
             @Cast("const l4_low_rank*") long[] updates,
             @Cast("int64_t") long count,
+            @Cast("const float*") @Nullable Pointer rowFactors,
             @Cast("int32_t*") @Nullable Pointer notFinite,
             @Cast("const l4_place*") long[] place);
 
