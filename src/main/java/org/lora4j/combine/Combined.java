@@ -45,9 +45,9 @@ public final class Combined implements AutoCloseable {
         double[] weights =
                 members.stream().mapToDouble(LayerInput.Member::weight).toArray();
         int[] adapters = members.stream().mapToInt(LayerInput.Member::adapter).toArray();
-        List<List<LowRank>> updates = new ArrayList<>();
+        List<Stacked> updates = new ArrayList<>();
         for (int group = 0; group < input.groups(); group++) {
-            updates.add(input.updates(group, gains));
+            updates.add(Stacked.of(input.updates(group, gains)));
         }
         interference = Interference.of(updates, weights);
         for (int group = 0; group < updates.size(); group++) {

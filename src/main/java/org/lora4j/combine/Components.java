@@ -30,25 +30,24 @@ record Components(Tensor left, double[] values, Tensor right, double total) impl
     static Components of(Tensor matrix) {
         Tensor wide = matrix.to(ScalarType.Double);
         Svd svd = Svd.of(wide);
-        return svd.components(svd.u(), svd.vh().t(), wide.square().sum().item_double());
+        return svd.components(svd.u(), svd.vh(), wide.square().sum().item_double());
     }
 
     /**
-     * Those of a product: orthonormal bases of the factors, then the singular values of the small matrix between them, all
-     * in float64. The product is never formed.
+     * Those of a weighted sum of updates, {@code B diag(f) A}: orthonormal bases of the factors, then the singular values of
+     * the small matrix between them, all in float64. The sum is never formed.
      *
-     * @param b (m, r), of any rank
-     * @param a (r, n)
+     * @param factors f, shape (R)
      */
-    static Components of(Tensor b, Tensor a) {
-        if (b.size(1) == 0) {
+    static Components of(Stacked updates, Tensor factors) {
+        if (updates.b().size(1) == 0) {
             throw new IllegalArgumentException("the factors have rank 0");
         }
-        Basis left = Basis.of(b.to(ScalarType.Double));
-        Basis right = Basis.of(a.to(ScalarType.Double).t().contiguous());
-        Svd svd = Svd.of(left.r().matmul(right.r().t()));
-        Tensor rows = right.times(svd.vh().t());
-        return svd.components(left.times(svd.u()), rows, svd.energy());
+        Basis left = Basis.of(updates.b(), updates.gramB());
+        Basis right = Basis.of(updates.a().t(), updates.gramA());
+        Svd svd = Svd.of(left.r().mul(factors).matmul(right.r().t()));
+        Tensor rows = right.timesTransposed(svd.vh().t());
+        return svd.components(left, svd.u(), rows, svd.energy());
     }
 
     /**
@@ -62,9 +61,10 @@ record Components(Tensor left, double[] values, Tensor right, double total) impl
     private record Basis(Tensor matrix, @Nullable Tensor inverse, Tensor r) {
         private static final double CONDITION = 1e4;
 
-        static Basis of(Tensor matrix) {
+        /** @param gram of the matrix's columns */
+        static Basis of(Tensor matrix, Tensor gram) {
             if (matrix.size(0) >= 2 * matrix.size(1)) {
-                try (T_TensorTensor_T found = torch.linalg_eigh(matrix.t().matmul(matrix))) {
+                try (T_TensorTensor_T found = torch.linalg_eigh(gram)) {
                     Tensor squares = new Tensor(found.get0());
                     Tensor v = new Tensor(found.get1());
                     double smallest = squares.select(0, 0).item_double();
@@ -75,13 +75,19 @@ record Components(Tensor left, double[] values, Tensor right, double total) impl
                     }
                 }
             }
-            Qr qr = Qr.of(matrix);
+            Qr qr = Qr.of(matrix.contiguous());
             return new Basis(qr.q(), null, qr.r());
         }
 
         /** Q times columns. */
         Tensor times(Tensor columns) {
             return matrix.matmul(inverse == null ? columns : inverse.matmul(columns));
+        }
+
+        /** The transpose of {@link #times}, contiguous. */
+        Tensor timesTransposed(Tensor columns) {
+            Tensor small = inverse == null ? columns : inverse.matmul(columns);
+            return small.t().matmul(matrix.t());
         }
     }
 
@@ -195,14 +201,23 @@ record Components(Tensor left, double[] values, Tensor right, double total) impl
          * With the vectors of a larger matrix, and signs that do not depend on how they were found.
          *
          * @param left columns, (m, k)
-         * @param right columns too, (n, k)
+         * @param right rows, (k, n); they are changed
          */
         Components components(Tensor left, Tensor right, double total) {
-            Tensor at = right.abs().argmax(new LongOptional(0), true);
-            Tensor signs = right.gather(0, at).sign();
-            Tensor rows = right.mul(signs).t();
-            Tensor columns = left.mul(signs);
-            return new Components(columns, s, rows, total);
+            Tensor signs = signs(right);
+            return new Components(left.mul(signs), s, right.mul_(signs.unsqueeze(1)), total);
+        }
+
+        /** The same with {@code left} as a basis times columns, (r, k). */
+        private Components components(Basis left, Tensor columns, Tensor right, double total) {
+            Tensor signs = signs(right);
+            return new Components(left.times(columns.mul(signs)), s, right.mul_(signs.unsqueeze(1)), total);
+        }
+
+        /** The sign of each row's largest element. */
+        private static Tensor signs(Tensor rows) {
+            Tensor at = rows.abs().argmax(new LongOptional(1), true);
+            return rows.gather(1, at).sign().flatten();
         }
     }
 }

@@ -1,7 +1,6 @@
 package org.lora4j.combine;
 
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.List;
 import java.util.stream.IntStream;
 import org.bytedeco.pytorch.Scalar;
@@ -14,6 +13,7 @@ import org.lora4j.ops.LowRank;
 
 /** The combination of the updates of one matrix: a layer's, or one group's of a convolution with groups. */
 final class GroupSum {
+    private final Stacked stacked;
     private final List<LowRank> updates;
     private final double[] weights;
     private final CombineOptions options;
@@ -25,14 +25,9 @@ final class GroupSum {
      * @param adapters the place of each update's adapter among all
      * @param seed of the decomposition
      */
-    GroupSum(
-            List<LowRank> updates,
-            double[] weights,
-            int[] adapters,
-            CombineOptions options,
-            Uniform uniform,
-            long seed) {
-        this.updates = updates;
+    GroupSum(Stacked updates, double[] weights, int[] adapters, CombineOptions options, Uniform uniform, long seed) {
+        this.stacked = updates;
+        this.updates = updates.updates();
         this.weights = weights;
         this.adapters = adapters;
         this.options = options;
@@ -42,32 +37,32 @@ final class GroupSum {
 
     /** The factors of all side by side. */
     Factors sideBySide() {
-        return concatenation(weights, ScalarType.Float);
+        return concatenation(weights);
     }
 
     /** The components of the combination: all of a sum of factors, else as many as the rule for the rank needs. */
     Components components() {
         if (options.type().isFactored()) {
             double[] factors = options.type() == CombinationType.SLERP ? spherical() : weights;
-            Factors sum = concatenation(factors, ScalarType.Double);
-            return Components.of(sum.b(), sum.a());
+            return Components.of(stacked, stacked.factors(factors));
         }
         return options.space() == MergeSpace.CORE ? inCoreSpace() : dense();
     }
 
-    private Factors concatenation(double[] factors, ScalarType atLeast) {
+    private Factors concatenation(double[] factors) {
         TensorVector as = new TensorVector();
         TensorVector bs = new TensorVector();
         for (int i = 0; i < updates.size(); i++) {
             LowRank update = updates.get(i);
-            as.push_back(wide(update.a(), atLeast).mul(new Scalar(factors[i] * update.scale())));
-            bs.push_back(wide(update.b(), atLeast));
+            as.push_back(wide(update.a()).mul(new Scalar(factors[i] * update.scale())));
+            bs.push_back(wide(update.b()));
         }
         return new Factors(torch.cat(as, 0), torch.cat(bs, 1));
     }
 
-    private static Tensor wide(Tensor tensor, ScalarType atLeast) {
-        return tensor.to(torch.promote_types(tensor.scalar_type(), atLeast));
+    /** At least float32. */
+    private static Tensor wide(Tensor tensor) {
+        return tensor.to(torch.promote_types(tensor.scalar_type(), ScalarType.Float));
     }
 
     /** The factors of two updates on the arc between their directions (Shoemake, 1985); on the line if there is no arc. */
@@ -99,7 +94,7 @@ final class GroupSum {
     /** The combination of matrices in memory by the type's rule. */
     static Tensor dense(List<Tensor> matrices, double[] weights, CombineOptions options) {
         int[] adapters = IntStream.range(0, matrices.size()).toArray();
-        GroupSum sum = new GroupSum(List.of(), weights, adapters, options, Uniform.seeded(options.seed(), ""), 0);
+        GroupSum sum = new GroupSum(Stacked.none(), weights, adapters, options, Uniform.seeded(options.seed(), ""), 0);
         return sum.merged(matrices.stream().map(Tiles::of).toList(), weights, "delta")
                 .whole();
     }
@@ -132,11 +127,9 @@ final class GroupSum {
      * combined there and taken back. The scales count to the A.
      */
     private Components inCoreSpace() {
-        double[] ones = new double[updates.size()];
-        Arrays.fill(ones, 1);
-        Factors all = concatenation(ones, ScalarType.Double);
-        Tensor left = basis(all.b());
-        Tensor right = basis(all.a().t());
+        Tensor left = basis(stacked.b());
+        Tensor scales = stacked.factors(updates.stream().mapToDouble(each -> 1).toArray());
+        Tensor right = basis(stacked.a().mul(scales.unsqueeze(1)).t());
         List<Tiles> cores = updates.stream()
                 .map(update -> left.t()
                         .matmul(update.b().to(ScalarType.Double))
@@ -146,7 +139,7 @@ final class GroupSum {
                 .toList();
         Components core = Components.of(merged(cores, weights, "core").whole());
         return new Components.Svd(core.left(), core.values(), core.right())
-                .components(left.matmul(core.left()), right.matmul(core.right().t()), core.total());
+                .components(left.matmul(core.left()), core.right().matmul(right.t()), core.total());
     }
 
     private static Tensor basis(Tensor matrix) {

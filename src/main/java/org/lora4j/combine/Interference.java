@@ -4,8 +4,6 @@ import java.util.List;
 import java.util.stream.LongStream;
 import org.bytedeco.pytorch.Scalar;
 import org.bytedeco.pytorch.Tensor;
-import org.bytedeco.pytorch.TensorVector;
-import org.bytedeco.pytorch.global.torch;
 import org.bytedeco.pytorch.global.torch.ScalarType;
 import org.lora4j.ops.LowRank;
 
@@ -25,13 +23,13 @@ record Interference(double[] norms, double[][] cosines, double signConflict) {
      * @param groups the updates of all adapters for each group of the layer's outputs
      * @param weights a factor for each adapter
      */
-    static Interference of(List<List<LowRank>> groups, double[] weights) {
+    static Interference of(List<Stacked> groups, double[] weights) {
         int n = weights.length;
         double[][] products = new double[n][n];
         double signConflict = 0;
-        for (List<LowRank> updates : groups) {
-            add(products, updates, weights);
-            signConflict += signConflict(updates, weights) / groups.size();
+        for (Stacked group : groups) {
+            add(products, group, weights);
+            signConflict += signConflict(group.updates(), weights) / groups.size();
         }
         double[] norms = new double[n];
         double[][] cosines = new double[n][n];
@@ -47,17 +45,10 @@ record Interference(double[] norms, double[][] cosines, double signConflict) {
         return new Interference(norms, cosines, signConflict);
     }
 
-    /** Adds the products of all pairs, from one Gram matrix of all factors side by side. */
-    private static void add(double[][] products, List<LowRank> updates, double[] weights) {
-        TensorVector as = new TensorVector();
-        TensorVector bs = new TensorVector();
-        for (LowRank update : updates) {
-            as.push_back(wide(update.a()));
-            bs.push_back(wide(update.b()));
-        }
-        Tensor a = torch.cat(as, 0);
-        Tensor b = torch.cat(bs, 1);
-        Tensor both = b.t().matmul(b).mul(a.matmul(a.t()));
+    /** Adds the products of all pairs. */
+    private static void add(double[][] products, Stacked group, double[] weights) {
+        List<LowRank> updates = group.updates();
+        Tensor both = group.gramB().mul(group.gramA());
         long row = 0;
         for (int i = 0; i < weights.length; i++) {
             long column = 0;

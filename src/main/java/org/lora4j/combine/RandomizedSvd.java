@@ -69,7 +69,7 @@ final class RandomizedSvd {
         Components.Qr small = Components.Qr.of(matrix.transposedTimes(basis));
         Components.Svd svd = Components.Svd.of(small.r().to(ScalarType.Double).t());
         Tensor left = basis.matmul(svd.u().to(Tensors.type(basis)));
-        Tensor right = small.q().matmul(svd.vh().t().to(Tensors.type(basis)));
+        Tensor right = svd.vh().to(Tensors.type(basis)).matmul(small.q().t());
         Components all = svd.components(left, right, total);
         return all.first(part > 0 ? Math.min(rank, all.rankFor(part)) : rank);
     }
