@@ -80,7 +80,8 @@ void group_rows(const LowRankUpdateParams& params, Plan& plan) {
 
 bool fits_unpacked(const Group& group, const Matrix& y) {
   const Matrix& b = group.adapter->b;
-  return group.row_count <= most_rows_unpacked && (b.row_stride == 1 || b.rows == 1) && (y.col_stride == 1 || y.cols == 1);
+  bool any_side = b.row_stride == 1 || b.rows == 1 || b.col_stride == 1 || b.cols == 1;
+  return group.row_count <= most_rows_unpacked && any_side && (y.col_stride == 1 || y.cols == 1);
 }
 
 Plan plan_for(const LowRankUpdateParams& params, int64_t tile_cols) {

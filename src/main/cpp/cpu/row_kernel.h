@@ -1,5 +1,5 @@
-// Part of kernels.cpp: the second product of lowRankUpdate for one or two rows, without packing B, whose columns must be
-// contiguous for each rank. Included where the tiles of an instruction set are known.
+// Part of kernels.cpp: the second product of lowRankUpdate for one or two rows, without packing B: with the outputs of a
+// rank beside each other, or the ranks of an output. Included where the tiles of an instruction set are known.
 #pragma once
 
 namespace lora4j {
@@ -13,15 +13,66 @@ void row_rest(const RowBlock& block, int64_t from) {
     for (int64_t j = from; j < block.col + block.col_count; j++) {
       float sum = 0.0f;
       for (int64_t k = 0; k < block.b.cols; k++) {
-        sum = __builtin_fmaf(load(block.b.data, k * block.b.col_stride + j, TB), block.v[k * tile_rows + i], sum);
+        sum = __builtin_fmaf(load(block.b.data, k * block.b.col_stride + j * block.b.row_stride, TB), block.v[k * tile_rows + i], sum);
       }
       store(block.y.data, row + j, TY, __builtin_fmaf(block.scale, sum, load(block.y.data, row + j, TY)));
     }
   }
 }
 
+// y += scale * sum for two vectors of columns, which are in order.
+template <int m, DType TY>
+void add_to_rows(const RowBlock& block, int64_t j, V (&first)[m], V (&second)[m], V scale) {
+  L4_UNROLL for (int i = 0; i < m; i++) {
+    int64_t at = block.row_numbers[i] * block.y.row_stride + j;
+    if (Simd::interleaved<TY>) Simd::deinterleave(first[i], second[i]);
+    V low, high;
+    Simd::load_pair<TY>(block.y.data, at, low, high);
+    low = Simd::fma(scale, first[i], low);
+    high = Simd::fma(scale, second[i], high);
+    Simd::store_pair<TY>(block.y.data, at, low, high);
+  }
+}
+
+// sum[i] = B v[i] for a vector of outputs from j on: squares of B are turned in registers.
+template <int m, DType TB>
+void turned_sums(const RowBlock& block, int64_t j, V (&sum)[m]) {
+  L4_UNROLL for (int i = 0; i < m; i++) sum[i] = Simd::zero();
+  for (int64_t k = 0; k < block.b.cols; k += width) {
+    int64_t count = block.b.cols - k < width ? block.b.cols - k : width;
+    V b[width];
+    int64_t at = j * block.b.row_stride + k;
+    if (count == width) {
+      L4_UNROLL for (int n = 0; n < width; n++) b[n] = Simd::load<TB>(block.b.data, at + n * block.b.row_stride);
+    } else {
+      L4_UNROLL for (int n = 0; n < width; n++) b[n] = Simd::load_part<TB>(block.b.data, at + n * block.b.row_stride, count);
+    }
+    Simd::transpose(b);
+    for (int64_t n = 0; n < count; n++) {
+      L4_UNROLL for (int i = 0; i < m; i++) {
+        sum[i] = Simd::fma(b[n], Simd::broadcast(block.v[(k + n) * tile_rows + i]), sum[i]);
+      }
+    }
+  }
+}
+
+template <int m, DType TB, DType TY>
+void turned_row_block(const RowBlock& block) {
+  V scale = Simd::broadcast(block.scale);
+  int64_t end = block.col + block.col_count;
+  int64_t j = block.col;
+  for (; j + 2 * width <= end; j += 2 * width) {
+    V first[m], second[m];
+    turned_sums<m, TB>(block, j, first);
+    turned_sums<m, TB>(block, j + width, second);
+    add_to_rows<m, TY>(block, j, first, second, scale);
+  }
+  if (j < end) row_rest<m, TB, TY>(block, j);
+}
+
 template <int m, DType TB, DType TY>
 void row_block(const RowBlock& block) {
+  if (block.b.row_stride != 1) return turned_row_block<m, TB, TY>(block);
   V scale = Simd::broadcast(block.scale);
   int64_t end = block.col + block.col_count;
   int64_t j = block.col;
@@ -38,16 +89,13 @@ void row_block(const RowBlock& block) {
         L4_UNROLL for (int n = 0; n < vectors; n++) sum[i][n] = Simd::fma(b[n], v, sum[i][n]);
       }
     }
-    L4_UNROLL for (int i = 0; i < m; i++) {
-      int64_t at = block.row_numbers[i] * block.y.row_stride + j;
-      L4_UNROLL for (int n = 0; n < vectors; n += 2) {
-        if (Simd::interleaved<TY>) Simd::deinterleave(sum[i][n], sum[i][n + 1]);
-        V first, second;
-        Simd::load_pair<TY>(block.y.data, at + n * width, first, second);
-        first = Simd::fma(scale, sum[i][n], first);
-        second = Simd::fma(scale, sum[i][n + 1], second);
-        Simd::store_pair<TY>(block.y.data, at + n * width, first, second);
+    L4_UNROLL for (int n = 0; n < vectors; n += 2) {
+      V first[m], second[m];
+      L4_UNROLL for (int i = 0; i < m; i++) {
+        first[i] = sum[i][n];
+        second[i] = sum[i][n + 1];
       }
+      add_to_rows<m, TY>(block, j + n * width, first, second, scale);
     }
   }
   if (j < end) row_rest<m, TB, TY>(block, j);
